@@ -1,0 +1,69 @@
+"""What commands print: for people by default, one JSON document for programs."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from typing_extensions import override
+
+from kms.errors import ConfigurationError, KmsError, Malformed
+
+OK = 0
+REFUSED = 1
+WRONG_USE = 2
+
+
+class Unreadable(KmsError):
+    """A file named on the command line cannot be read, or is not what it should be."""
+
+    code = "unreadable"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are a JSON document where ``--json`` was given."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        if "--json" in sys.argv:
+            print_json({"error": {"code": "wrong-use", "detail": message}})
+        else:
+            self.print_usage(sys.stderr)
+            sys.stderr.write(f"{self.prog}: {message}\n")
+        raise SystemExit(WRONG_USE)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document, and nothing else, to standard output."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def report_error(command: str, error: KmsError, *, as_json: bool) -> None:
+    """Say what went wrong and what to do about it."""
+    remedy = error.remedy if isinstance(error, ConfigurationError) else ""
+    if as_json:
+        body = {"code": error.code, "reason": error.reason, "detail": error.detail}
+        print_json({"error": body | ({"remedy": remedy} if remedy else {})})
+        return
+    kind = f"{error.code}: " if isinstance(error, Malformed) else ""
+    sys.stderr.write(f"{command}: {kind}{error.detail}\n")
+    if remedy:
+        sys.stderr.write(f"  {remedy}\n")
+
+
+def read_file(path: Path, *, at_most: int = 1 << 30) -> bytes:
+    """Read a file named on the command line.
+
+    Raises:
+        Unreadable: it is not there, not readable, not a file, or longer than `at_most` bytes.
+
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(at_most + 1)
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror}") from error
+    if len(data) > at_most:
+        raise Unreadable(f"{path}: longer than {at_most} bytes")
+    return data

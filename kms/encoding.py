@@ -1,0 +1,56 @@
+"""Strict text encodings of bytes: base64url, standard base64, hex.
+
+Every accepted text has exactly one meaning, and (alphabet and padding apart) every value has exactly one
+accepted text, so that nothing can be smuggled in a second spelling of the same bytes.
+"""
+
+import base64
+import binascii
+import re
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*={0,2}")
+_HEX = re.compile(r"(?:[0-9a-f]{2})*")
+
+
+def b64url(data: bytes) -> str:
+    """Encode as base64url without padding (RFC 4648 section 5), the form of every binary we send."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def from_base64(text: str) -> bytes:
+    """Decode base64url or standard base64, padded or not, one alphabet a value.
+
+    Refuses whitespace, `=` anywhere but as right padding, mixed alphabets and non-zero trailing bits.
+
+    Raises:
+        ValueError: the text is none of these; the message does not repeat it.
+
+    """
+    if _BASE64URL.fullmatch(text):
+        standard = text.replace("-", "+").replace("_", "/")
+    elif _BASE64.fullmatch(text):
+        standard = text
+    else:
+        raise ValueError("not base64url or base64")
+    body = standard.rstrip("=")
+    padding = len(standard) - len(body)
+    needed = -len(body) % 4
+    if needed == 3 or padding not in {0, needed}:
+        raise ValueError("base64 of an impossible length or padding")
+    data = binascii.a2b_base64(body + "=" * needed)
+    if base64.b64encode(data).rstrip(b"=").decode("ascii") != body:
+        raise ValueError("base64 with non-zero trailing bits")
+    return data
+
+
+def from_hex(text: str) -> bytes:
+    """Decode lowercase hex without `0x`.
+
+    Raises:
+        ValueError: anything else; the message does not repeat it.
+
+    """
+    if not _HEX.fullmatch(text):
+        raise ValueError("not lowercase hex")
+    return bytes.fromhex(text)

@@ -1,0 +1,110 @@
+"""What can go wrong, as types. Nothing here carries text that a stranger may read.
+
+::
+
+    KmsError
+    ├── Malformed                 the bytes are not what the format says          400
+    │   ├── MalformedRequest
+    │   └── MalformedEvidence
+    ├── ChallengeInvalid                                                          400
+    ├── ChallengeExpired                                                          410
+    ├── ChallengeUsed                                                             409
+    ├── Unavailable               we could not get what we need; try again        503
+    │   ├── CollateralUnavailable
+    │   ├── RootKeyUnavailable
+    │   └── LedgerUnavailable
+    └── ConfigurationError        the operator must change something; start-up and commands only
+
+A refusal (untrusted evidence, unknown measurement, a policy's "no") is not an exception: it is a value
+that carries every reason (`kms.checks.Check`).
+"""
+
+from typing import ClassVar
+
+
+class KmsError(Exception):
+    """Base of everything the project raises on purpose.
+
+    `detail` is for operators: it may name offsets, lengths and expectations, never a secret. A guest is
+    told only `code` and `reason`.
+    """
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, detail: str, *, reason: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.reason = reason or self.code
+
+
+class Malformed(KmsError):
+    """Input that is not of its format. Raised before anything expensive happens."""
+
+
+class MalformedRequest(Malformed):
+    """The release request, or the JSON around it, is not as the protocol says."""
+
+    code = "malformed-request"
+
+
+class MalformedEvidence(Malformed):
+    """The evidence is not as the protocol or the SNP ABI says."""
+
+    code = "malformed-evidence"
+
+
+class ChallengeInvalid(KmsError):
+    """The challenge was not made by this KMS."""
+
+    code = "challenge-invalid"
+
+
+class ChallengeExpired(KmsError):
+    """The challenge is genuine and too old."""
+
+    code = "challenge-expired"
+
+
+class ChallengeUsed(KmsError):
+    """The challenge was already spent by an authentic request."""
+
+    code = "challenge-used"
+
+
+class Unavailable(KmsError):
+    """Something we depend on did not answer. The guest starts again with a new challenge.
+
+    `retry_after` is in whole seconds.
+    """
+
+    def __init__(self, detail: str, *, reason: str | None = None, retry_after: int = 2) -> None:
+        super().__init__(detail, reason=reason)
+        self.retry_after = retry_after
+
+
+class CollateralUnavailable(Unavailable):
+    """An endorsement certificate or CRL could not be had, and nothing says that it does not exist."""
+
+    code = "collateral-unavailable"
+
+
+class RootKeyUnavailable(Unavailable):
+    """The root key provider did not answer, or answered wrongly."""
+
+    code = "root-key-unavailable"
+
+
+class LedgerUnavailable(Unavailable):
+    """The decision could not be made durable, so no key may leave."""
+
+    code = "ledger-unavailable"
+
+
+class ConfigurationError(KmsError):
+    """The operator must change something. `remedy` says what, in a sentence."""
+
+    code = "configuration"
+
+    def __init__(self, detail: str, *, remedy: str = "") -> None:
+        super().__init__(detail)
+        self.remedy = remedy

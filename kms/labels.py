@@ -1,0 +1,35 @@
+"""Every string that separates one use of a hash, MAC, KDF or signature from another, and the framing.
+
+A labelled message is ``label || 0x00 || body``; no label contains a zero byte and none is a prefix of
+another with its terminator, so two uses can never hash the same bytes. Fields inside a body are framed
+by length (`frame`), never concatenated bare (field lessons 27 and 31).
+"""
+
+from typing import Final
+
+# --- the wire (shared/spec/protocol; guests compute these too) ---
+REQUEST: Final = "attested-kms/v1/request"  # REPORT_DATA = SHA-512 over it and the request bytes
+RELEASE: Final = "attested-kms/v1/release"  # HPKE info
+PAYLOAD: Final = "attested-kms/v1/payload"  # identity signature over a released payload
+RECEIPT: Final = "attested-kms/v1/receipt"  # identity signature over a receipt
+SIGNING_STATEMENT: Final = "attested-kms/v1/signing-statement"  # identity's word for an app's signing key
+
+# --- under the root secret (PRF messages) ---
+ROOT_CHECK: Final = "attested-kms/v1/root-check"  # key-check value of an epoch
+ROOT_IDENTITY: Final = "attested-kms/v1/root-identity"  # seed of the KMS identity
+ROOT_CHALLENGE: Final = "attested-kms/v1/root-challenge"  # MAC key of challenges
+ROOT_APP: Final = "attested-kms/v1/root-app"  # secret of one app in one epoch
+
+# --- expansion of an app's secret, and MACs ---
+APP_KEY: Final = "attested-kms/v1/app-key"  # HKDF-Expand info of one released key
+CHALLENGE: Final = "attested-kms/v1/challenge"  # MAC over a challenge
+
+
+def labelled(label: str, body: bytes) -> bytes:
+    """Give ``label || 0x00 || body``."""
+    return label.encode("ascii") + b"\x00" + body
+
+
+def frame(*fields: bytes) -> bytes:
+    """Join fields so that no two different lists give the same bytes: each as u32 BE length, then bytes."""
+    return b"".join(len(field).to_bytes(4, "big") + field for field in fields)

@@ -1,0 +1,1 @@
+"""AMD SEV-SNP evidence: report, TCB, endorsement certificates, and their verification."""

@@ -1,0 +1,147 @@
+"""From an endorsement certificate to a pinned root: ARK → ASK or ASVK → VCEK or VLEK.
+
+X.509 path validators refuse RSA-PSS, so this is written here, for AMD's one shape of chain: exactly three
+certificates. Source: AMD VCEK specification 57230; the profile is that of the genuine certificates.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from kms.checks import Check
+from kms.snp.endorsement import Certificate
+from kms.snp.flags import Signer
+from kms.snp.product import Product
+from kms.snp.roots import TrustedRoots
+
+_LEAF_NAMES = {"SEV-VCEK": Signer.VCEK, "SEV-VLEK": Signer.VLEK}
+_AUTHORITY_PREFIX = {Signer.VCEK: "SEV-", Signer.VLEK: "SEV-VLEK-"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """The certificates that were judged together, and the product that the pinned root speaks for.
+
+    `authority` is the ASK or ASVK. Anything but the leaf is None where no candidate fits; `product` is
+    None unless the ARK is pinned.
+    """
+
+    leaf: Certificate
+    authority: Certificate | None
+    ark: Certificate | None
+    product: Product | None
+
+
+def signer_of(leaf: Certificate) -> Signer | None:
+    """Give the kind of endorsement key that a certificate is for, by its common name; None for others."""
+    return _LEAF_NAMES.get(leaf.subject_name)
+
+
+def build_chain(leaf: Certificate, authorities: Iterable[Certificate], roots: TrustedRoots) -> Chain:
+    """Choose the authority and the ARK for a leaf; `check_chain` says whether they are any good.
+
+    Candidates come from strangers: names only narrow the choice, and among equals the one whose
+    signature fits and whose ARK is pinned wins, so a decoy of the same name changes nothing.
+    """
+    candidates = [*authorities, *roots.development]
+    best = Chain(leaf=leaf, authority=None, ark=None, product=None)
+    for authority in candidates:
+        if authority.subject != leaf.issuer or authority.subject == authority.issuer:
+            continue
+        signs_leaf = leaf.is_signed_by(authority)
+        for ark in candidates:
+            if ark.subject != authority.issuer or ark.subject != ark.issuer:
+                continue
+            product = roots.product_of(ark)
+            chain = Chain(leaf=leaf, authority=authority, ark=ark, product=product)
+            if signs_leaf and product is not None and authority.is_signed_by(ark):
+                return chain
+            if best.ark is None or (best.product is None and product is not None):
+                best = chain
+        if best.authority is None:
+            best = Chain(leaf=leaf, authority=authority, ark=None, product=None)
+    return best
+
+
+def check_chain(chain: Chain, signer: Signer, now: datetime) -> tuple[Check, ...]:
+    """Check signatures, names, CA bits, key types and validity of a chain for a report's signer."""
+    leaf, authority, ark = chain.leaf, chain.authority, chain.ark
+    present = [certificate for certificate in (leaf, authority, ark) if certificate is not None]
+    checks = [
+        _check_root(chain),
+        Check.of(
+            "authority-signature",
+            authority is not None and ark is not None and authority.is_signed_by(ark),
+            f"{_name(authority)} is signed by {_name(ark)}",
+        ),
+        Check.of(
+            "leaf-signature",
+            authority is not None and leaf.is_signed_by(authority),
+            f"{_name(leaf)} is signed by {_name(authority)}",
+        ),
+        _check_names(chain, signer),
+        _check_authority_bits(chain),
+        Check.of(
+            "leaf-key",
+            isinstance(leaf.public_key, ec.EllipticCurvePublicKey)
+            and isinstance(leaf.public_key.curve, ec.SECP384R1)
+            and not leaf.is_ca,
+            "the endorsement key is P-384 and not a CA",
+        ),
+    ]
+    checks.extend(_check_validity(certificate, now) for certificate in present)
+    return tuple(checks)
+
+
+def _check_root(chain: Chain) -> Check:
+    ark = chain.ark
+    if ark is None:
+        return Check.of("root", False, "no root certificate for this chain is known", reason="root-unknown")
+    if chain.product is None:
+        detail = f"{_name(ark)}: its public key {ark.public_key_sha256.hex()} is not a pinned root"
+        return Check.of("root", False, detail, reason="root-unknown")
+    # The key is what is pinned; the self-signature keeps a stranger from editing the dates around it.
+    return Check.of(
+        "root", ark.is_signed_by(ark), f"{_name(ark)} is pinned and self-signed", reason="root-signature"
+    )
+
+
+def _check_names(chain: Chain, signer: Signer) -> Check:
+    leaf, authority, ark = chain.leaf, chain.authority, chain.ark
+    seen = f"{leaf.subject_name} < {_name(authority)} < {_name(ark)}"
+    product = chain.product
+    if product is None or authority is None or ark is None:
+        return Check.of("chain-names", False, f"no complete chain: {seen}")
+    line = product.certificate_name
+    good = (
+        signer_of(leaf) is signer
+        and authority.subject_name == _AUTHORITY_PREFIX[signer] + line
+        and ark.subject_name == f"ARK-{line}"
+        and leaf.issuer == authority.subject
+        and authority.issuer == ark.subject == ark.issuer
+    )
+    return Check.of("chain-names", good, f"{seen}, for a {signer.value.upper()} of {line}")
+
+
+def _check_authority_bits(chain: Chain) -> Check:
+    authorities = (chain.authority, chain.ark)
+    good = all(
+        certificate is not None and certificate.is_ca is True and certificate.may_sign_certificates is True
+        for certificate in authorities
+    )
+    return Check.of("authority-bits", good, "both authorities are CAs that may sign certificates")
+
+
+def _check_validity(certificate: Certificate, now: datetime) -> Check:
+    return Check.of(
+        "certificate-validity",
+        certificate.not_before <= now <= certificate.not_after,
+        f"{_name(certificate)} is valid from {certificate.not_before.isoformat()} "
+        f"to {certificate.not_after.isoformat()}; the clock says {now.isoformat(timespec='seconds')}",
+    )
+
+
+def _name(certificate: Certificate | None) -> str:
+    return "(missing)" if certificate is None else certificate.subject_name or "(unnamed)"

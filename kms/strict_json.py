@@ -1,0 +1,210 @@
+"""JSON as strangers may send it: one meaning, or an error.
+
+`parse` refuses duplicate keys, NaN and infinities, lone surrogates, bad UTF-8, numbers outside the exact
+range of an IEEE double, and deep nesting. `Fields` then reads an object member by member and refuses what
+nobody asked for. Messages name the member and never repeat its value (field lesson 34).
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias, TypeVar
+
+from kms.encoding import from_base64, from_hex
+
+JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
+
+MAX_DEPTH = 32
+_MAX_EXACT_INTEGER = 2**53 - 1  # RFC 7493 (I-JSON) section 2.2
+_MAX_INTEGER_DIGITS = 16
+
+T = TypeVar("T")
+
+
+class JsonError(ValueError):
+    """The text is not acceptable JSON, or a member is not what it must be. Never repeats its input."""
+
+
+def parse(data: bytes) -> JsonValue:
+    """Parse UTF-8 JSON strictly.
+
+    Raises:
+        JsonError: not JSON, duplicate keys, NaN, non-UTF-8, or nesting beyond `MAX_DEPTH`.
+
+    """
+    _refuse_depth(data)
+    try:
+        value: JsonValue = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_int=_exact_integer,
+            parse_float=_finite,
+        )
+    except UnicodeDecodeError:
+        raise JsonError("not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise JsonError(f"not JSON (at character {error.pos})") from None
+    except RecursionError:
+        raise JsonError("nested too deeply") from None
+    _refuse_surrogates(value)
+    return value
+
+
+def parse_object(data: bytes) -> dict[str, JsonValue]:
+    """Parse strictly; the top must be an object."""
+    value = parse(data)
+    if not isinstance(value, dict):
+        raise JsonError("not a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise JsonError("a key appears twice")
+    return members
+
+
+def _no_constant(_: str) -> NoReturn:
+    raise JsonError("NaN and Infinity are not JSON")
+
+
+def _exact_integer(text: str) -> int:
+    # Bounded before int(): Python's own limit on digits would raise from inside the parser.
+    if len(text.lstrip("-")) > _MAX_INTEGER_DIGITS or abs(int(text)) > _MAX_EXACT_INTEGER:
+        raise JsonError("an integer beyond 2^53 - 1")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in {float("inf"), float("-inf")}:
+        raise JsonError("a number beyond the range of a double")
+    return value
+
+
+def _refuse_depth(data: bytes) -> None:
+    """Refuse deep nesting before the parser recurses into it; brackets inside strings do not count."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    depth = 0
+    in_string = escaped = False
+    for byte in data:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise JsonError("nested too deeply")
+        elif byte in b"]}":
+            depth -= 1
+
+
+def _refuse_surrogates(value: JsonValue) -> None:
+    """Refuse lone surrogates: they have no UTF-8 form, so nothing downstream could hash or store them."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise JsonError("a lone surrogate") from None
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_surrogates(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_surrogates(key)
+            _refuse_surrogates(item)
+
+
+class Fields:
+    """Reads a JSON object once, member by member; `end` refuses what was not asked for.
+
+    `error` makes the exception to raise from a message, so that each edge gets its own type.
+    """
+
+    def __init__(self, value: JsonValue, where: str, error: Callable[[str], Exception] = JsonError) -> None:
+        self._where = where
+        self._error = error
+        if not isinstance(value, dict):
+            raise error(f"{where} must be an object")
+        self._members: dict[str, JsonValue] = dict(value)
+
+    def fail(self, message: str) -> NoReturn:
+        """Raise the edge's error about this object."""
+        raise self._error(f"{self._where}: {message}")
+
+    def has(self, name: str) -> bool:
+        """Say whether the member is present and not yet read."""
+        return name in self._members
+
+    def take(self, name: str) -> JsonValue:
+        """Read a required member of any type."""
+        if name not in self._members:
+            self.fail(f"`{name}` is missing")
+        return self._members.pop(name)
+
+    def text(self, name: str, *, at_most: int = 1 << 20) -> str:
+        """Read a required string of at most `at_most` characters."""
+        value: str = self._typed(name, str, "a string", at_most)
+        return value
+
+    def integer(self, name: str, *, minimum: int = 0, maximum: int = _MAX_EXACT_INTEGER) -> int:
+        """Read a required integer within bounds; `true` is not 1, and 1.0 is not 1."""
+        value = self.take(name)
+        if type(value) is not int:
+            self.fail(f"`{name}` must be an integer")
+        if not minimum <= value <= maximum:
+            self.fail(f"`{name}` must be from {minimum} to {maximum}")
+        return value
+
+    def object(self, name: str) -> "Fields":
+        """Read a required object."""
+        return Fields(self.take(name), f"{self._where}.{name}", self._error)
+
+    def array(self, name: str, *, at_least: int = 0, at_most: int) -> list[JsonValue]:
+        """Read a required array of `at_least` to `at_most` items."""
+        value: list[JsonValue] = self._typed(name, list, "an array", at_most)
+        if len(value) < at_least:
+            self.fail(f"`{name}` must have at least {at_least} item(s)")
+        return value
+
+    def base64(self, name: str, *, at_most: int) -> bytes:
+        """Read a required base64url (or base64) string of at most `at_most` decoded bytes."""
+        # 4/3 and padding: refuse long texts before decoding them.
+        text = self.text(name, at_most=at_most // 3 * 4 + 8)
+        data = self.convert(name, text, from_base64)
+        if len(data) > at_most:
+            self.fail(f"`{name}` is longer than {at_most} bytes")
+        return data
+
+    def hex(self, name: str, kind: Callable[[bytes], T]) -> T:
+        """Read a required lowercase hex string as a length-checked type."""
+        text = self.text(name, at_most=1024)
+        return self.convert(name, text, lambda value: kind(from_hex(value)))
+
+    def convert(self, name: str, text: str, kind: Callable[[str], T]) -> T:
+        """Apply a converter that raises ValueError, and say which member was wrong without its value."""
+        try:
+            return kind(text)
+        except ValueError as error:
+            self.fail(f"`{name}`: {error}")
+
+    def end(self) -> None:
+        """Refuse members that nobody asked for (their names are the sender's, so they are not repeated)."""
+        if self._members:
+            self.fail(f"{len(self._members)} unknown member(s)")
+
+    def _typed(self, name: str, kind: type[Any], wanted: str, at_most: int) -> Any:
+        value = self.take(name)
+        if not isinstance(value, kind):
+            self.fail(f"`{name}` must be {wanted}")
+        if len(value) > at_most:
+            self.fail(f"`{name}` is too long")
+        return value
