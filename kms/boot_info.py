@@ -6,15 +6,17 @@ candidate policy. Every value comes from a verified report, a recomputed measure
 
 from dataclasses import dataclass
 
+from kms.evidence.app_document import AppIdentity
+from kms.evidence.launch import Launch
+from kms.evidence.sev_snp import TEE
 from kms.identifiers import AppId, ChipId, ComposeHash, InstanceId, KeyDigest, Measurement, OsImageHash
 from kms.measurement.images import Binding
 from kms.snp.flags import GuestPolicy, PlatformInfo, Signer
 from kms.snp.product import Cpuid, Product
 from kms.snp.report import FirmwareVersion
 from kms.snp.tcb import TcbVersion, TcbVersions
+from kms.snp.verify import VerifiedReport
 from kms.strict_json import JsonValue
-
-SEV_SNP = "sev-snp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,48 @@ class BootInfo:
             "host_data": self.host_data.hex(),
             "report_id": self.report_id.hex(),
         }
+
+
+def build_boot_info(verified: VerifiedReport, launch: Launch | None, app: AppIdentity | None) -> BootInfo:
+    """Put together what was proven: by the chip, by recomputation, by the bound document or command line."""
+    report = verified.report
+    return BootInfo(
+        tee=TEE,
+        product=verified.product,
+        cpuid=report.cpuid,
+        report_version=report.version,
+        signer=verified.signer,
+        csp_id=verified.csp_id,
+        measurement=report.measurement,
+        os_image_hash=launch.os_image_hash if launch else None,
+        image=launch.image if launch else None,
+        vcpus=launch.vcpus if launch else None,
+        vcpu_type=launch.vcpu_type if launch else None,
+        guest_features=launch.guest_features if launch else None,
+        app_id=app.app_id if app else None,
+        compose_hash=app.compose_hash if app else None,
+        instance_id=app.instance_id if app else None,
+        binding=app.binding if app else None,
+        chip_id=report.chip_id,
+        tcb=verified.tcb,
+        current_firmware=report.current_firmware,
+        committed_firmware=report.committed_firmware,
+        # Advisories are assessed by a data file that is not built yet: not assessed is not "none".
+        tcb_status=None,
+        advisories=None,
+        guest_policy=report.policy,
+        platform_info=report.platform_info,
+        launch_mitigations=report.launch_mitigations,
+        current_mitigations=report.current_mitigations,
+        vmpl=report.vmpl,
+        guest_svn=report.guest_svn,
+        family_id=report.family_id,
+        image_id=report.image_id,
+        id_key_digest=report.id_key_digest,
+        author_key_digest=report.author_key_digest,
+        host_data=report.host_data,
+        report_id=report.report_id,
+    )
 
 
 def _hex(value: bytes | None) -> str | None:

@@ -33,6 +33,7 @@ from kms.snp.report import VMPL_HOST, Report, check_tcb_reserved
 from kms.snp.roots import TrustedRoots
 from kms.snp.tcb import TcbVersions
 
+_ORIGIN_CHECKS = frozenset({"chip-key", "signer", "requester"})
 _TURIN_CHIP_ID = 8  # bytes of CHIP_ID that Turin uses; the other 56 are zero
 
 
@@ -56,6 +57,11 @@ class Unverified:
     report: Report
     leaf: Certificate | None
     checks: tuple[Check, ...]
+
+    @property
+    def origin_refused(self) -> bool:
+        """Whether the report itself says that no endorsement key signed it for a guest (step 1)."""
+        return any(not check.passed for check in self.checks if check.name in _ORIGIN_CHECKS)
 
     @property
     def stale_leaf(self) -> bool:

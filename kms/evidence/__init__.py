@@ -1,0 +1,1 @@
+"""Evidence as it arrives, and what it proves about the launch and the app."""

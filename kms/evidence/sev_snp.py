@@ -1,0 +1,85 @@
+"""The `"tee": "sev-snp"` adapter: wire form in, parsed report, certificates, hint and document out.
+
+Nothing here is trusted: the certificates are candidates, the launch is a hint, the document is bytes until
+HOST_DATA binds it.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from kms.encoding import from_base64
+from kms.errors import MalformedEvidence
+from kms.measurement.images import LaunchHint
+from kms.snp import report as snp_report
+from kms.snp.certificate_table import CERTIFICATES, parse_table
+from kms.snp.endorsement import Certificate, load_any
+from kms.snp.report import Report
+from kms.strict_json import Fields, JsonValue
+
+TEE: Final = "sev-snp"
+MAX_APP_DOCUMENT: Final = 64 * 1024
+MAX_CERTIFICATES: Final = 16
+_MAX_CERTIFICATE_TEXT: Final = 64 * 1024
+_MAX_TABLE: Final = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnpEvidence:
+    """Well-formed evidence. `app_document` is the exact bytes as received, not yet looked into."""
+
+    report: Report
+    certificates: tuple[Certificate, ...]
+    hint: LaunchHint
+    app_document: bytes | None
+
+
+def parse_evidence(value: JsonValue) -> SnpEvidence:
+    """Parse the `evidence` member of a release.
+
+    Raises:
+        MalformedEvidence: it is not as section 2 of the protocol says.
+
+    """
+    fields = Fields(value, "evidence", _malformed)
+    if fields.text("tee", at_most=64) != TEE:
+        raise MalformedEvidence("evidence.tee is not one this server knows", reason="tee-unknown")
+    report = Report.parse(fields.base64("report", at_most=4 * snp_report.LENGTH))
+    certificates: list[Certificate] = []
+    if fields.has("certificate_table"):
+        certificates.extend(_from_table(fields.base64("certificate_table", at_most=_MAX_TABLE)))
+    if fields.has("certificates"):
+        for entry in fields.array("certificates", at_most=MAX_CERTIFICATES):
+            certificates.extend(_from_entry(entry))
+    if len(certificates) > MAX_CERTIFICATES:
+        raise MalformedEvidence(f"more than {MAX_CERTIFICATES} certificates", reason="certificates-too-many")
+    hint = LaunchHint.parse(fields.take("launch"), _malformed) if fields.has("launch") else LaunchHint()
+    document = fields.base64("app_document", at_most=MAX_APP_DOCUMENT) if fields.has("app_document") else None
+    fields.end()
+    return SnpEvidence(report=report, certificates=tuple(certificates), hint=hint, app_document=document)
+
+
+def _from_table(table: bytes) -> list[Certificate]:
+    certificates: list[Certificate] = []
+    for entry in parse_table(table):
+        # Other entries (a CRL, a provider's own) play no part here and are not parsed.
+        if entry.guid in CERTIFICATES:
+            certificates.extend(load_any(entry.data))
+    return certificates
+
+
+def _from_entry(entry: JsonValue) -> tuple[Certificate, ...]:
+    if not isinstance(entry, str) or len(entry) > _MAX_CERTIFICATE_TEXT:
+        raise MalformedEvidence("an entry of evidence.certificates is not a text of a certificate's size")
+    if "-----BEGIN" in entry:
+        return load_any(entry.encode("utf-8"))
+    try:
+        der = from_base64(entry)
+    except ValueError as error:
+        raise MalformedEvidence(
+            "an entry of evidence.certificates is neither PEM nor base64", reason="certificate-unreadable"
+        ) from error
+    return load_any(der)
+
+
+def _malformed(message: str) -> MalformedEvidence:
+    return MalformedEvidence(message)
