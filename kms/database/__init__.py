@@ -1,0 +1,1 @@
+"""The stores: SQLite by default. Decisions, spent challenges, policy revisions, marks."""

@@ -1,0 +1,152 @@
+"""The durable record of decisions, and the memory of spent challenges.
+
+Writes of concurrent requests share a commit: one task takes what is waiting, writes it in one transaction,
+and only after the commit tells each waiter how it went. The price of a durable commit is then paid once
+for many, and each decision still succeeds or fails alone.
+"""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+from sqlalchemy import delete, insert, select
+from sqlalchemy.dialects.sqlite import insert as insert_or
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from kms.database.engine import reading, writing
+from kms.database.schema import active_policy, decisions, spent_challenges
+from kms.errors import ChallengeUsed, LedgerUnavailable
+from kms.ledger.entries import DecisionEntry, timestamp
+from kms.ports import Clock, PolicyMoved
+
+_log = structlog.get_logger("kms.decisions")
+
+_MOST_IN_ONE_COMMIT: Final = 256
+_MOST_WAITING: Final = 4096
+_PURGE_EVERY: Final = timedelta(minutes=1)
+# An expired challenge is refused by its date. Spent ones are kept longer all the same, so that a clock
+# that is set back does not make one good again.
+_KEEP_SPENT: Final = timedelta(days=2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    entry: DecisionEntry
+    challenge_expires_at: datetime | None
+    done: "asyncio.Future[None]"
+
+
+class DecisionStore:
+    """Implements `kms.ports.Decisions` on SQLite. `start` it before use, `stop` it after the last request."""
+
+    def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(_MOST_WAITING)
+        self._task: asyncio.Task[None] | None = None
+        self._purged_at: datetime | None = None
+
+    def start(self) -> None:
+        """Start the writing task in the running event loop."""
+        self._task = asyncio.create_task(self._write_for_ever(), name="decision-writer")
+
+    async def stop(self) -> None:
+        """Write what is waiting, then stop."""
+        if self._task is None:
+            return
+        await self._queue.join()
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        self._task = None
+
+    async def is_spent(self, challenge: bytes) -> bool:
+        """Say whether a challenge is spent; see `kms.ports.Decisions.is_spent`."""
+        query = select(spent_challenges.c.expires_at).where(spent_challenges.c.challenge == challenge)
+        async with reading(self._engine) as connection:
+            return (await connection.execute(query)).first() is not None
+
+    async def record(self, entry: DecisionEntry, challenge_expires_at: datetime | None) -> None:
+        """Make a decision durable; see `kms.ports.Decisions.record`."""
+        if self._task is None or self._task.done():
+            raise LedgerUnavailable("the record is not being written", reason="ledger-stopped")
+        waiting = _Waiting(entry, challenge_expires_at, asyncio.get_running_loop().create_future())
+        try:
+            self._queue.put_nowait(waiting)
+        except asyncio.QueueFull:
+            raise LedgerUnavailable("too many decisions wait to be written", reason="ledger-busy") from None
+        await waiting.done
+
+    async def _write_for_ever(self) -> None:
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < _MOST_IN_ONE_COMMIT and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            try:
+                await self._write(batch)
+            finally:
+                for _ in batch:
+                    self._queue.task_done()
+
+    async def _write(self, batch: list[_Waiting]) -> None:
+        outcomes: list[Exception | None] = []
+        try:
+            async with writing(self._engine) as connection:
+                found = (await connection.execute(select(active_policy.c.revision))).first()
+                active = None if found is None else found.revision
+                outcomes.extend([await _write_one(connection, waiting, active) for waiting in batch])
+                await self._purge(connection)
+        except LedgerUnavailable as error:
+            # Nothing of the batch is there. Whoever waits is told so, and no key leaves.
+            _log.error("decisions-not-written", cause=error.detail, count=len(batch))
+            outcomes = [LedgerUnavailable(error.detail) for _ in batch]
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if waiting.done.cancelled():
+                continue
+            if outcome is None:
+                waiting.done.set_result(None)
+            else:
+                waiting.done.set_exception(outcome)
+
+    async def _purge(self, connection: AsyncConnection) -> None:
+        now = self._clock()
+        if self._purged_at is not None and now - self._purged_at < _PURGE_EVERY:
+            return
+        limit = int((now - _KEEP_SPENT).timestamp())
+        await connection.execute(delete(spent_challenges).where(spent_challenges.c.expires_at < limit))
+        self._purged_at = now
+
+
+async def _write_one(connection: AsyncConnection, waiting: _Waiting, active: str | None) -> Exception | None:
+    entry = waiting.entry
+    if entry.policy_revision is not None and entry.policy_revision != active:
+        return PolicyMoved(entry.policy_revision)
+    if entry.challenge is not None and waiting.challenge_expires_at is not None:
+        # One statement decides who wins (field lesson 36): the primary key, not a look before the leap.
+        spent = await connection.execute(
+            insert_or(spent_challenges)
+            .values(challenge=entry.challenge, expires_at=int(waiting.challenge_expires_at.timestamp()))
+            .on_conflict_do_nothing()
+        )
+        if spent.rowcount != 1:
+            return ChallengeUsed("this challenge was already spent")
+    boot_info = entry.boot_info
+    app_id = None if boot_info is None else boot_info.app_id
+    chip_id = None if boot_info is None else boot_info.chip_id
+    await connection.execute(
+        insert(decisions).values(
+            id=entry.release_id,
+            decided_at=timestamp(entry.decided_at),
+            outcome=entry.outcome,
+            code=entry.code,
+            app_id=None if app_id is None else app_id.hex(),
+            chip_id=None if chip_id is None else chip_id.hex(),
+            policy_revision=entry.policy_revision,
+            entry=entry.canonical(),
+            salt=entry.salt,
+        )
+    )
+    return None

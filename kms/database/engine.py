@@ -1,0 +1,103 @@
+"""Connections to the database, set so that a commit is on stable storage when it returns."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from kms.errors import ConfigurationError, LedgerUnavailable
+
+SQLITE_FILE: Final = "kms.sqlite3"
+_WRITES: Final = "kms_writes"
+_PRAGMAS: Final = (
+    "PRAGMA journal_mode=WAL",
+    # FULL: a committed transaction survives a power cut, in WAL mode too (sqlite.org/pragma.html).
+    "PRAGMA synchronous=FULL",
+    "PRAGMA foreign_keys=ON",
+    "PRAGMA busy_timeout=10000",
+)
+
+
+def sqlite_url(data_dir: Path) -> str:
+    """Give the URL of the embedded database in a data folder."""
+    return URL.create("sqlite+aiosqlite", database=str(data_dir / SQLITE_FILE)).render_as_string()
+
+
+def open_engine(url: str) -> AsyncEngine:
+    """Open the database.
+
+    Raises:
+        ConfigurationError: not a URL of a database that this version supports.
+
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError("KMS_DATABASE_URL is not a database URL") from error
+    if parsed.drivername != "sqlite+aiosqlite":
+        raise ConfigurationError(
+            f"this version keeps its data in SQLite, not in {parsed.drivername}",
+            remedy="leave KMS_DATABASE_URL unset, or write sqlite+aiosqlite:///PATH",
+        )
+    engine = create_async_engine(parsed)
+    event.listen(engine.sync_engine, "connect", _prepare)
+    event.listen(engine.sync_engine, "begin", _begin)
+    return engine
+
+
+@asynccontextmanager
+async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Open a transaction that holds the write lock from its start, so that what it read stays true.
+
+    Raises:
+        LedgerUnavailable: the database did not do what it was asked; nothing of the transaction is there.
+
+    """
+    with _translated():
+        async with engine.connect() as connection:
+            await connection.execution_options(**{_WRITES: True})
+            async with connection.begin():
+                yield connection
+
+
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Open a connection for reading, each statement by itself.
+
+    Raises:
+        LedgerUnavailable: the database did not answer.
+
+    """
+    with _translated():
+        async with engine.connect() as connection:
+            yield connection
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise LedgerUnavailable(f"the database: {type(cause).__name__}: {cause}") from error
+
+
+def _prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    # The driver's own transaction handling starts transactions too late; we start them ourselves.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in _PRAGMAS:
+        cursor.execute(pragma)
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    if connection.get_execution_options().get(_WRITES):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,164 @@
+"""Policy revisions in the database, and the one in force in memory."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from sqlalchemy import insert, select, update
+from sqlalchemy.dialects.sqlite import insert as insert_or
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from kms.database.engine import reading, writing
+from kms.database.schema import active_policy, policy_revisions
+from kms.errors import LedgerUnavailable
+from kms.evidence.launch import LaunchFinder
+from kms.ledger.entries import timestamp
+from kms.policy.compiled import Policy
+from kms.policy.findings import PolicyInvalid
+from kms.policy.revision import Revision
+from kms.ports import Clock
+
+_log = structlog.get_logger("kms.policy")
+
+# Every server follows a change within 2 s; a decision by an older revision is refused by the record anyway.
+_FOLLOW_EVERY: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPolicy:
+    """Implements `kms.ports.ActivePolicy`."""
+
+    policy: Policy
+    launches: LaunchFinder
+
+    @classmethod
+    def of(cls, revision: Revision) -> "LoadedPolicy":
+        """Compile a revision."""
+        policy = Policy(revision)
+        return cls(policy, LaunchFinder(policy))
+
+
+class PolicyStore:
+    """Stores revisions, and moves the pointer to the one in force. Implements `kms.ports.PolicyRevisions`.
+
+    Every method raises `LedgerUnavailable` when the database does not answer.
+    """
+
+    def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    async def active_revision(self) -> str | None:
+        """Give the digest of the revision in force, None if there is none."""
+        async with reading(self._engine) as connection:
+            row = (await connection.execute(select(active_policy.c.revision))).first()
+        return None if row is None else str(row.revision)
+
+    async def folder_revision(self) -> str | None:
+        """Give the digest that the watched folder had when it was applied last."""
+        async with reading(self._engine) as connection:
+            row = (await connection.execute(select(active_policy.c.folder_revision))).first()
+        return None if row is None else row.folder_revision
+
+    async def load(self, digest: str) -> Revision | None:
+        """Load a stored revision and check it against its digest.
+
+        Raises:
+            PolicyInvalid: the stored bytes are not what the digest names.
+
+        """
+        query = select(policy_revisions.c.documents).where(policy_revisions.c.revision == digest)
+        async with reading(self._engine) as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            return None
+        return await asyncio.to_thread(Revision.from_canonical, row.documents, digest=digest)
+
+    async def apply(
+        self, revision: Revision, *, author: str, message: str, from_folder: bool = False
+    ) -> bool:
+        """Store a revision and put it in force, in one transaction; say whether anything changed."""
+        now = timestamp(self._clock())
+        folder = revision.digest if from_folder else None
+        async with writing(self._engine) as connection:
+            await connection.execute(
+                insert_or(policy_revisions)
+                .values(
+                    revision=revision.digest,
+                    documents=revision.canonical,
+                    author=author,
+                    message=message,
+                    created_at=now,
+                )
+                .on_conflict_do_nothing()
+            )
+            row = (await connection.execute(select(active_policy))).first()
+            if row is None:
+                await connection.execute(
+                    insert(active_policy).values(
+                        id=1, revision=revision.digest, sequence=1, activated_at=now, folder_revision=folder
+                    )
+                )
+                return True
+            changed = bool(row.revision != revision.digest)
+            values = {"folder_revision": folder or row.folder_revision}
+            if changed:
+                values |= {"revision": revision.digest, "sequence": row.sequence + 1, "activated_at": now}
+            await connection.execute(update(active_policy).values(values))
+        return changed
+
+
+class FollowedPolicies:
+    """Implements `kms.ports.Policies`: keeps the revision in force compiled, and follows the pointer."""
+
+    def __init__(self, store: PolicyStore) -> None:
+        self._store = store
+        self._loaded: LoadedPolicy | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+
+    async def active(self) -> LoadedPolicy | None:
+        """Give the revision in force, as last seen."""
+        return self._loaded
+
+    async def refresh(self) -> None:
+        """Look at the pointer now, and load what it names.
+
+        Raises:
+            LedgerUnavailable: the database did not answer, or what it names cannot be used.
+
+        """
+        async with self._lock:
+            digest = await self._store.active_revision()
+            if digest is None or (self._loaded is not None and self._loaded.policy.revision == digest):
+                return
+            try:
+                revision = await self._store.load(digest)
+            except PolicyInvalid as error:
+                raise LedgerUnavailable(f"the stored policy {digest} is damaged: {error}") from error
+            if revision is None:
+                raise LedgerUnavailable(f"the policy in force, {digest}, is not in the database")
+            self._loaded = await asyncio.to_thread(LoadedPolicy.of, revision)
+            _log.info("policy-in-force", revision=digest)
+
+    def start(self) -> None:
+        """Start following in the running event loop."""
+        self._task = asyncio.create_task(self._follow(), name="policy-follower")
+
+    async def stop(self) -> None:
+        """Stop following."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_FOLLOW_EVERY)
+            try:
+                await self.refresh()
+            except LedgerUnavailable as error:
+                # The revision in memory stays in force; the record refuses it if the pointer moved on.
+                _log.error("policy-not-followed", cause=error.detail)

@@ -1,0 +1,1 @@
+"""The audit record: what was decided, for whom, on what evidence."""
