@@ -1,0 +1,1 @@
+"""The HTTPS edge: routes, problem documents, limits, TLS."""

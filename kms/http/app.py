@@ -1,0 +1,157 @@
+"""The application: routes inside, and around them what holds for every response."""
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kms import __version__
+from kms.errors import KmsError, Unavailable
+from kms.http.limits import AddressLimiter, TooLarge
+from kms.http.problems import problem, problem_of, problem_of_status
+from kms.http.routes import Readiness, guest_routes
+from kms.http.schemas import ReleaseBody
+from kms.release import ReleaseDesk
+
+_log = structlog.get_logger("kms.http")
+_REF: Final = "#/components/schemas/{model}"
+_NOT_LIMITED: Final = frozenset({"/healthz", "/readyz"})
+
+
+def create_app(
+    desk: ReleaseDesk,
+    *,
+    readiness: Readiness,
+    limiter: AddressLimiter,
+    new_request_id: Callable[[], str],
+    tls_ca: str | None,
+) -> FastAPI:
+    """Make the application for one desk."""
+    # The framework's own telemetry would keep request bodies within reach of exporters: off.
+    app = FastAPI(
+        title="Attested KMS",
+        version=__version__,
+        description="Releases keys to confidential guests that can prove what they are.",
+        telemetry={"logs": False, "operation_spans": False},
+        redirect_slashes=False,
+    )
+    app.include_router(guest_routes(desk, readiness, tls_ca))
+    app.add_exception_handler(KmsError, _on_kms_error)
+    app.add_exception_handler(TooLarge, _on_too_large)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_exception)
+    app.add_middleware(
+        _EveryResponse, limiter=limiter, new_request_id=new_request_id, development=desk.development
+    )
+    _describe_requests(app)
+    return app
+
+
+class _EveryResponse:
+    """Request id, development mark, rate limit and media type: for every request, before any route."""
+
+    def __init__(
+        self, app: ASGIApp, *, limiter: AddressLimiter, new_request_id: Callable[[], str], development: bool
+    ) -> None:
+        self._app = app
+        self._limiter = limiter
+        self._new_request_id = new_request_id
+        self._development = development
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = self._new_request_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+        marks = [(b"kms-request-id", request_id.encode("ascii"))]
+        if self._development:
+            marks.append((b"kms-development", b"true"))
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *marks]
+            await send(message)
+
+        refused = self._refuse(scope, request_id)
+        if refused is not None:
+            await refused(scope, receive, send_marked)
+            return
+        await self._app(scope, receive, send_marked)
+
+    def _refuse(self, scope: Scope, request_id: str) -> Response | None:
+        client = scope.get("client")
+        if scope["path"] not in _NOT_LIMITED and client is not None:
+            wait = self._limiter.retry_after(client[0])
+            if wait is not None:
+                return problem("rate-limited", request_id, headers={"Retry-After": str(int(wait) + 1)})
+        headers = dict(scope["headers"])
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            # Compressed bodies are how a small request becomes a large one (field lesson 37).
+            return problem("unsupported-media-type", request_id)
+        media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if scope["path"] == "/v1/releases" and media_type not in {b"", b"application/json"}:
+            return problem("unsupported-media-type", request_id)
+        return None
+
+
+async def _on_kms_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, KmsError):
+        return await _on_exception(request, error)
+    log = _log.warning if isinstance(error, Unavailable) else _log.info
+    log(
+        "not-served",
+        request_id=request.state.request_id,
+        code=error.code,
+        reason=error.reason,
+        detail=error.detail,
+    )
+    return problem_of(error, request.state.request_id)
+
+
+async def _on_too_large(request: Request, _: Exception) -> Response:
+    # The rest of the body is not read, so the connection cannot be used again.
+    return problem("too-large", request.state.request_id, headers={"Connection": "close"})
+
+
+async def _on_disconnect(request: Request, _: Exception) -> Response:
+    # Nobody reads this answer; it keeps a peer that hangs up from looking like a failure of ours.
+    return problem("malformed-request", request.state.request_id)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    response = problem_of_status(status, request.state.request_id)
+    if isinstance(error, HTTPException) and error.headers and "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
+
+
+async def _on_exception(request: Request, error: Exception) -> Response:
+    _log.error("failed", request_id=request.state.request_id, exc_info=error)
+    return problem("internal", request.state.request_id)
+
+
+def _describe_requests(app: FastAPI) -> None:
+    """Add the request models, which no route takes as a parameter, to the OpenAPI document."""
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            model = ReleaseBody.model_json_schema(ref_template=_REF)
+            components = schema.setdefault("components", {}).setdefault("schemas", {})
+            components.update(model.pop("$defs", {}))
+            components["ReleaseBody"] = model
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the documented way to extend it

@@ -1,0 +1,74 @@
+"""Limits before anything expensive: how often an address may ask, and how much it may send."""
+
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from starlette.requests import Request
+
+MAX_BODY: Final = 1 << 20
+# An IPv6 customer has at least a /64: limiting single addresses of it limits nobody.
+_IPV6_PREFIX: Final = 64
+_MOST_ADDRESSES: Final = 100_000
+
+
+class TooLarge(Exception):
+    """The body is longer than `MAX_BODY`."""
+
+
+class AddressLimiter:
+    """A token bucket for each address. `monotonic` gives seconds.
+
+    Each bucket is one number: the time at which it would be full again (GCRA). The oldest addresses are
+    forgotten first, which only gives them a full bucket again.
+    """
+
+    def __init__(self, per_second: int, burst: int, monotonic: Callable[[], float]) -> None:
+        self._interval = 1.0 / per_second
+        self._tolerance = self._interval * max(burst, 1)
+        self._monotonic = monotonic
+        self._full_at: OrderedDict[str, float] = OrderedDict()
+
+    def retry_after(self, address: str) -> float | None:
+        """Take a token; None if there was one, else the seconds until there is one again."""
+        now = self._monotonic()
+        key = _network(address)
+        full_at = max(self._full_at.get(key, now), now) + self._interval
+        if full_at - now > self._tolerance:
+            return full_at - now - self._tolerance
+        self._full_at[key] = full_at
+        self._full_at.move_to_end(key)
+        if len(self._full_at) > _MOST_ADDRESSES:
+            self._full_at.popitem(last=False)
+        return None
+
+
+async def read_body(request: Request) -> bytes:
+    """Read a body of at most `MAX_BODY` bytes, without ever holding more.
+
+    Raises:
+        TooLarge: it is longer, by its own word or in fact.
+
+    """
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length[:12]) > MAX_BODY:
+        raise TooLarge
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise TooLarge
+    return bytes(body)
+
+
+def _network(address: str) -> str:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, _IPV6_PREFIX), strict=False))
+    return str(parsed)

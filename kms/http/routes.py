@@ -1,0 +1,136 @@
+"""The guests' routes, health, and the documents about them."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from kms import __version__
+from kms.encoding import b64url
+from kms.errors import MalformedRequest
+from kms.http.limits import read_body
+from kms.http.problems import problem
+from kms.http.schemas import (
+    ChallengeAnswer,
+    IdentityAnswer,
+    ProblemBody,
+    ReadyAnswer,
+    ReleaseAnswer,
+)
+from kms.release import Refused, ReleaseDesk, Submission, issue_challenge, release
+from kms.request import MAX_REQUEST
+from kms.strict_json import Fields, JsonError, parse
+
+_log = structlog.get_logger("kms.release")
+
+_NO_STORE = {"Cache-Control": "no-store"}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemBody, "description": "RFC 9457 problem document"}
+    for status in (400, 403, 409, 410, 413, 415, 429, 503)
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """What `/readyz` asks: each named reason that keeps the server from serving."""
+
+    reasons: Callable[[], Awaitable[tuple[str, ...]]]
+
+
+def guest_routes(desk: ReleaseDesk, readiness: Readiness, tls_ca: str | None) -> APIRouter:
+    """Make the routes that a guest or anybody may ask."""
+    router = APIRouter()
+
+    @router.post(
+        "/v1/challenges",
+        status_code=201,
+        response_model=ChallengeAnswer,
+        responses={status: _PROBLEMS[status] for status in (429, 503)},
+        summary="Get a challenge",
+        description="Any body is ignored. The server keeps nothing of a challenge until it is spent.",
+    )
+    async def challenges() -> Response:
+        challenge = issue_challenge(desk)
+        body = {
+            "challenge": b64url(challenge.raw),
+            "expires_at": challenge.expires_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        return JSONResponse(body, 201, headers=_NO_STORE)
+
+    @router.post(
+        "/v1/releases",
+        response_model=ReleaseAnswer,
+        responses=_PROBLEMS,
+        summary="Prove what you are and get your keys",
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ReleaseBody"}}},
+            }
+        },
+    )
+    async def releases(request: Request) -> Response:
+        submission = _submission(request, await read_body(request))
+        outcome = await release(desk, submission)
+        if isinstance(outcome, Refused):
+            _log.info("refused", request_id=outcome.release_id, code=outcome.code, reasons=outcome.reasons)
+            return problem(outcome.code, outcome.release_id, reasons=outcome.reasons)
+        _log.info("released", request_id=outcome.release_id, policy=outcome.policy_revision)
+        body = {
+            "release_id": outcome.release_id,
+            "suite": outcome.suite,
+            "sealed": b64url(outcome.sealed),
+            "boot_info": outcome.boot_info.to_json(),
+            "policy_revision": outcome.policy_revision,
+            "receipt": dict(outcome.receipt),
+            "development": outcome.development,
+        }
+        return JSONResponse(body, headers=_NO_STORE)
+
+    @router.get("/v1/identity", response_model=IdentityAnswer, summary="Who this KMS is")
+    async def identity() -> Response:
+        body = {
+            "identity": b64url(desk.identity.public_key),
+            "previous": [],
+            "tls_ca": tls_ca,
+            "epochs": list(await desk.root_key.epochs()),
+            "version": __version__,
+            "development": desk.development,
+        }
+        return JSONResponse(body)
+
+    @router.get("/healthz", summary="The process lives")
+    async def healthz() -> Response:
+        return JSONResponse({"status": "alive"})
+
+    @router.get(
+        "/readyz",
+        response_model=ReadyAnswer,
+        responses={503: _PROBLEMS[503]},
+        summary="The server can release keys, or the named reasons why not",
+    )
+    async def readyz(request: Request) -> Response:
+        reasons = await readiness.reasons()
+        if reasons:
+            return problem("not-ready", request.state.request_id, reasons=reasons)
+        return JSONResponse({"status": "ready", "development": desk.development}, headers=_NO_STORE)
+
+    return router
+
+
+def _submission(request: Request, body: bytes) -> Submission:
+    try:
+        fields = Fields(parse(body), "body", MalformedRequest)
+    except JsonError as error:
+        raise MalformedRequest(f"body: {error}") from error
+    submission = Submission(
+        release_id=request.state.request_id,
+        client=request.client.host if request.client else "unknown",
+        request=fields.base64("request", at_most=MAX_REQUEST),
+        evidence=fields.take("evidence"),
+    )
+    fields.end()
+    return submission

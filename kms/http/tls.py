@@ -1,0 +1,173 @@
+"""The server's TLS: a certificate of a local CA, made on first start, or the operator's own.
+
+The local CA only says "the same server as before" to guests that pin it; it is unrelated to everything
+that the root secret derives.
+"""
+
+import ipaddress
+import os
+import ssl
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from kms.errors import ConfigurationError
+
+_CA_LIFE: Final = timedelta(days=3650)
+_SERVER_LIFE: Final = timedelta(days=365)
+_RENEW_BEFORE: Final = timedelta(days=60)
+_BACKDATE: Final = timedelta(minutes=5)  # clocks of guests that boot are often a little behind
+
+
+class LocalTls:
+    """The files of a local CA and its server certificate in a folder: made when missing, renewed when old."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ca = folder / "ca.pem"
+        self.certificate = folder / "server.pem"
+        self.key = folder / "server-key.pem"
+        self._folder = folder
+        self._ca_key = folder / "ca-key.pem"
+
+    def ensure(self, names: Iterable[str], now: datetime) -> None:
+        """Make what is missing; make the server certificate anew if it is old or has other names.
+
+        Raises:
+            ConfigurationError: the files cannot be read or written.
+
+        """
+        wanted = sorted(set(names))
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self.ca.exists():
+                self._make_ca(now)
+            if not self._is_current(wanted, now):
+                self._make_server(wanted, now)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"the TLS files in {self._folder} cannot be used: {error}",
+                remedy="remove the damaged file to have it made again; guests that pin ca.pem need the new one",
+            ) from error
+
+    def _make_ca(self, now: datetime) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "attested-kms local TLS CA")])
+        certificate = (
+            _builder(name, name, key.public_key(), now, _CA_LIFE)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(signs_certificates=True), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        _write(self._ca_key, _private_pem(key))
+        _write(self.ca, certificate.public_bytes(serialization.Encoding.PEM), public=True)
+
+    def _make_server(self, names: list[str], now: datetime) -> None:
+        ca_key = serialization.load_pem_private_key(self._ca_key.read_bytes(), None)
+        if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
+            raise ValueError("ca-key.pem is not an EC key")  # noqa: TRY004 -- a wrong file, not a wrong call
+        ca = x509.load_pem_x509_certificate(self.ca.read_bytes())
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "attested-kms")])
+        certificate = (
+            _builder(subject, ca.subject, key.public_key(), now, _SERVER_LIFE)
+            .add_extension(
+                x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
+            )
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
+            )
+            .sign(ca_key, hashes.SHA256())
+        )
+        _write(self.key, _private_pem(key))
+        _write(self.certificate, certificate.public_bytes(serialization.Encoding.PEM), public=True)
+
+    def _is_current(self, names: list[str], now: datetime) -> bool:
+        if not self.certificate.exists() or not self.key.exists():
+            return False
+        certificate = x509.load_pem_x509_certificate(self.certificate.read_bytes())
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        has = sorted(str(name.value) for name in extension.value)
+        return has == names and certificate.not_valid_after_utc - now > _RENEW_BEFORE
+
+
+def server_context(certificate: Path, key: Path, minimum: str) -> ssl.SSLContext:
+    """Make the server's TLS context, from version `minimum` ("1.3" or "1.2").
+
+    Raises:
+        ConfigurationError: the certificate or key cannot be loaded.
+
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if minimum == "1.3" else ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"the TLS certificate {certificate} and key {key} cannot be loaded: {error}",
+            remedy="KMS_TLS_CERT must be a PEM chain and KMS_TLS_KEY its unencrypted PEM key",
+        ) from error
+    return context
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, life: timedelta
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + life)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _write(path: Path, content: bytes, *, public: bool = False) -> None:
+    """Replace a file whole: keys 0600 from the first byte on."""
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644 if public else 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)

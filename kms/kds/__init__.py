@@ -1,0 +1,1 @@
+"""Endorsement certificates that guests need not bring."""

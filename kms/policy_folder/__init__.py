@@ -1,0 +1,1 @@
+"""A policy folder on disk: read whole, and watched."""

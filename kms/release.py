@@ -1,0 +1,423 @@
+"""How a guest gets its keys: the whole path, top to bottom.
+
+An HTTPS KMS receives guest evidence, verifies the SNP signature chain and policy bits, and recomputes the
+expected launch measurement from OVMF metadata, kernel, initrd, cmdline and VMSA; it then builds BootInfo
+and checks it against allowlists for app, compose, chip and TCB before deriving and releasing app keys.
+
+Each step takes what the one before proved: Report → VerifiedReport → Launch → BootInfo → Allowed →
+sealed keys. A refusal is a value that carries every reason of the first failing step; malformed input and
+unavailable dependencies are exceptions (`kms.errors`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+import rfc8785
+
+from kms.boot_info import BootInfo, build_boot_info
+from kms.checks import Check, failures
+from kms.encoding import b64url
+from kms.errors import ChallengeUsed, CollateralUnavailable, LedgerUnavailable
+from kms.evidence.app_document import AppIdentity, bind_document
+from kms.evidence.launch import Launch, LaunchFinder, NamedApp, choose_identity
+from kms.evidence.sev_snp import SnpEvidence, parse_evidence
+from kms.keys import challenge as challenges
+from kms.keys.challenge import NONCE_LENGTH, Challenge
+from kms.keys.derivation import derive
+from kms.keys.envelope import build_envelope
+from kms.keys.identity import Identity
+from kms.keys.names import KeyRequest
+from kms.keys.released import ReleasedKey
+from kms.keys.root_messages import app_message
+from kms.keys.sealing import seal
+from kms.keys.signed import Signed
+from kms.labels import RECEIPT
+from kms.ledger.entries import REFUSED, RELEASED, SALT_LENGTH, DecisionEntry, entry_digest, timestamp
+from kms.policy.decision import Allowed, Context, Denied, decide
+from kms.ports import ActivePolicy, Clock, Collateral, Decisions, Policies, PolicyMoved, Randomness, RootKey
+from kms.request import ReleaseRequest, parse_request
+from kms.snp.flags import Signer
+from kms.snp.roots import TrustedRoots
+from kms.snp.verify import Unverified, VerifiedReport, check_report_data, verify
+from kms.strict_json import JsonValue
+
+EVIDENCE_UNTRUSTED: Final = "evidence-untrusted"
+MEASUREMENT_UNKNOWN: Final = "measurement-unknown"
+POLICY_DENIED: Final = "policy-denied"
+EPOCH_UNAVAILABLE: Final = "epoch-unavailable"
+
+# How often a decision is made again because the policy changed under it, before the guest is asked to
+# come back: each round is a whole policy change, so more than a few mean something else is wrong.
+_MOST_JUDGEMENTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What arrived: the exact request bytes, the evidence as strict JSON, and from where.
+
+    `release_id` is the id that the guest is told whatever happens. `client` is the peer's address.
+    """
+
+    release_id: str
+    client: str
+    request: bytes
+    evidence: JsonValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """Keys on their way, durable in the record. `sealed` opens only with the guest's private key."""
+
+    release_id: str
+    suite: str
+    sealed: bytes
+    boot_info: BootInfo
+    policy_revision: str
+    receipt: Mapping[str, str]
+    development: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A stated "no". `reasons` are codes for the guest; `checks` hold values, for operators only."""
+
+    release_id: str
+    code: str
+    reasons: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseDesk:
+    """Everything that a release needs, joined by `kms.wiring`."""
+
+    clock: Clock
+    randomness: Randomness
+    roots: TrustedRoots
+    collateral: Collateral
+    policies: Policies
+    decisions: Decisions
+    root_key: RootKey
+    identity: Identity
+    challenge_key: bytes = field(repr=False)
+    challenge_lifetime: timedelta
+    development: bool
+
+
+def issue_challenge(desk: ReleaseDesk) -> Challenge:
+    """Give a fresh challenge; the server keeps nothing of it."""
+    return challenges.issue(
+        desk.challenge_key, desk.randomness(NONCE_LENGTH), desk.clock(), desk.challenge_lifetime
+    )
+
+
+async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refused:
+    """Decide on one request, record the decision durably, and only then give keys or a refusal.
+
+    Raises:
+        MalformedRequest, MalformedEvidence: not of its format; nothing was spent or recorded.
+        ChallengeInvalid, ChallengeExpired, ChallengeUsed: as they say.
+        Unavailable: a dependency did not answer; the guest starts again with a new challenge.
+
+    """
+    now = desk.clock()
+    # (1) Receive: shape first, then everything that costs no signature.
+    request = parse_request(submission.request)
+    evidence = parse_evidence(submission.evidence)
+    challenge = challenges.authenticate(desk.challenge_key, request.challenge, now)
+    if await desk.decisions.is_spent(challenge.raw):
+        raise ChallengeUsed("this challenge was already spent")
+    case = _Case(desk, submission, request, challenge, now)
+    bound = check_report_data(evidence.report, request.report_data)
+    if not bound.passed:
+        return await case.refuse(EVIDENCE_UNTRUSTED, (bound,), spend=False)
+
+    # (2) Verify: did a genuine chip sign this report? From here on the challenge is spent, whatever comes.
+    verified = await verify_report(desk, evidence, now)
+    if isinstance(verified, Unverified):
+        return await case.refuse(EVIDENCE_UNTRUSTED, (bound, *verified.checks), spend=False)
+
+    # (3) The app: a document counts only if HOST_DATA commits to its exact bytes.
+    document, document_check = bind_app_document(evidence, request)
+    proven = (bound, *verified.checks, document_check)
+    if not document_check.passed:
+        return await case.refuse(EVIDENCE_UNTRUSTED, proven, spend=True)
+
+    for _ in range(_MOST_JUDGEMENTS):
+        try:
+            return await _judge(case, evidence, verified, document, proven)
+        except PolicyMoved:
+            await desk.policies.refresh()
+    raise LedgerUnavailable(
+        "the policy changed too often while this request was judged", reason="policy-moving"
+    )
+
+
+async def _judge(
+    case: "_Case",
+    evidence: SnpEvidence,
+    verified: VerifiedReport,
+    document: AppIdentity | None,
+    proven: tuple[Check, ...],
+) -> Released | Refused:
+    """Judge what was proven by the policy in force, and answer."""
+    desk, request = case.desk, case.request
+    active = await desk.policies.active()
+
+    # (4) Measure: recompute what the allowed images would show, and find the one that was launched.
+    launch = None if active is None else find_launch(active.launches, evidence, request, verified, document)
+    if active is None or launch is None:
+        boot_info = build_boot_info(verified, None, document)
+        unknown = Check.of(
+            MEASUREMENT_UNKNOWN, False, f"no allowed image shows {verified.report.measurement.hex()}"
+        )
+        return await case.refuse(
+            MEASUREMENT_UNKNOWN, (*proven, unknown), spend=True, boot_info=boot_info, active=active
+        )
+
+    # (5) BootInfo: what the guest proved, and the app that is bound to it.
+    identity = identify(active, launch, document)
+    boot_info = build_boot_info(verified, launch, identity)
+    if identity is None:
+        unbound = Check.of(
+            "app-binding",
+            False,
+            "no app document was sent, and the measured command line names no app",
+            reason="app-document-missing",
+        )
+        return await case.refuse(
+            EVIDENCE_UNTRUSTED, (*proven, unbound), spend=True, boot_info=boot_info, active=active
+        )
+
+    # (6) Policy: every check, passed or failed.
+    context = Context(
+        now=case.now,
+        development=desk.development,
+        kms_identity=desk.identity.public_key,
+        document_kms_identity=None if document is None else document.kms_identity,
+        enforces=launch.enforces,
+    )
+    decision = decide(active.policy, boot_info, request.ask, context)
+    checks = (*proven, *decision.checks)
+    if isinstance(decision, Denied):
+        return await case.refuse(POLICY_DENIED, checks, spend=True, boot_info=boot_info, active=active)
+
+    # (7) Epochs: the app's pinned one or the newest, unless the guest asks for another that exists.
+    epochs, epoch_check = choose_epochs(decision, await desk.root_key.epochs())
+    if not epoch_check.passed:
+        return await case.refuse(
+            EPOCH_UNAVAILABLE, (*checks, epoch_check), spend=True, boot_info=boot_info, active=active
+        )
+
+    # (8) Derive and seal; nothing leaves yet.
+    keys = await derive_keys(desk, decision, epochs)
+    envelope = build_envelope(
+        desk.identity,
+        release_id=case.submission.release_id,
+        request_sha512=request.digest,
+        app_id=identity.app_id,
+        keys=keys,
+    )
+    sealed = seal(request.recipient, envelope, request.digest)
+
+    # (9) Record. One transaction: the judged revision is still active, the challenge unspent. Then release.
+    entry = case.entry(
+        outcome=RELEASED,
+        code=None,
+        checks=checks,
+        spend=True,
+        boot_info=boot_info,
+        revision=decision.revision,
+        epochs=tuple(sorted(set(epochs.values()))),
+    )
+    await desk.decisions.record(entry, case.challenge.expires_at)
+    return Released(
+        release_id=case.submission.release_id,
+        suite=request.recipient.suite.value,
+        sealed=sealed,
+        boot_info=boot_info,
+        policy_revision=decision.revision,
+        receipt=make_receipt(desk.identity, entry),
+        development=desk.development,
+    )
+
+
+async def verify_report(
+    desk: ReleaseDesk, evidence: SnpEvidence, now: datetime
+) -> VerifiedReport | Unverified:
+    """Verify with the guest's certificates, completed from the store.
+
+    A leaf that the guest sends is the one judged. Only when it is authentic but for another TCB of the
+    same chip (a host's stale table) is it set aside for one from the store.
+
+    Raises:
+        CollateralUnavailable: no endorsement certificate was sent and none is stored.
+
+    """
+    report = evidence.report
+    certificates = (*evidence.certificates, *await desk.collateral.authorities())
+    outcome = verify(report, certificates, desk.roots, now)
+    if isinstance(outcome, VerifiedReport):
+        return outcome
+    missing = outcome.leaf is None and not outcome.origin_refused
+    # A VLEK is issued to the cloud provider: nobody but the guest's host can supply it.
+    if report.flags.signer is Signer.VLEK or not (missing or outcome.stale_leaf):
+        return outcome
+    try:
+        stored = await desk.collateral.leaves(report)
+    except CollateralUnavailable:
+        if missing:
+            raise
+        return outcome
+    better = verify(report, (*stored, *certificates), desk.roots, now)
+    return better if missing or isinstance(better, VerifiedReport) else outcome
+
+
+def bind_app_document(evidence: SnpEvidence, request: ReleaseRequest) -> tuple[AppIdentity | None, Check]:
+    """Give the identity that a bound document states, or None when the command line is to name the app.
+
+    Raises:
+        MalformedEvidence: HOST_DATA commits to the document, and it cannot be read.
+
+    """
+    document = evidence.app_document
+    if document is None:
+        claim = request.ask.app
+        named = claim is not None and claim.app_id is not None and claim.compose_hash is not None
+        detail = "no app document; the request names an app that a measured command line may prove"
+        return None, Check.of("app-document", named, detail, reason="app-document-missing")
+    identity = bind_document(document, evidence.report.host_data)
+    detail = f"HOST_DATA {evidence.report.host_data.hex()} commits to the app document"
+    return identity, Check.of("app-document", identity is not None, detail, reason="host-data-mismatch")
+
+
+def find_launch(
+    launches: LaunchFinder,
+    evidence: SnpEvidence,
+    request: ReleaseRequest,
+    verified: VerifiedReport,
+    document: AppIdentity | None,
+) -> Launch | None:
+    """Find the launch; the app that is named, by the request or the document, fills command lines."""
+    claim = request.ask.app
+    named = None
+    if claim is not None and claim.app_id is not None:
+        named = NamedApp(app_id=claim.app_id, compose_hash=claim.compose_hash)
+    elif document is not None:
+        named = NamedApp(app_id=document.app_id, compose_hash=document.compose_hash)
+    return launches.find(verified, evidence.hint, named)
+
+
+def identify(active: ActivePolicy, launch: Launch, document: AppIdentity | None) -> AppIdentity | None:
+    """Choose the binding that counts: one that the app accepts and the image enforces, if there is one."""
+    named = document.app_id if document is not None else None
+    if named is None and launch.cmdline_app is not None:
+        named = launch.cmdline_app[0]
+    app = None if named is None else active.policy.app(named)
+    return choose_identity(launch, document, frozenset() if app is None else frozenset(app.binding))
+
+
+def choose_epochs(allowed: Allowed, existing: tuple[int, ...]) -> tuple[dict[KeyRequest, int], Check]:
+    """Choose the epoch of each key: as asked, else the app's pinned one, else the newest."""
+    default = existing[-1] if allowed.app.epoch is None else allowed.app.epoch
+    epochs = {key: default if key.epoch is None else key.epoch for key in allowed.ask.keys}
+    wrong = sorted(set(epochs.values()) - set(existing))
+    detail = f"asked for epochs {sorted(set(epochs.values()))}; there are {list(existing)}"
+    return epochs, Check.of("epoch", not wrong, detail, reason=EPOCH_UNAVAILABLE)
+
+
+async def derive_keys(
+    desk: ReleaseDesk, allowed: Allowed, epochs: Mapping[KeyRequest, int]
+) -> tuple[ReleasedKey, ...]:
+    """Derive the allowed keys: one question to the root for each epoch, expansion here."""
+    boot_info = allowed.boot_info
+    app_id = allowed.app.id
+    secrets = {
+        epoch: await desk.root_key.prf(epoch, app_message(app_id)) for epoch in sorted(set(epochs.values()))
+    }
+    return tuple(
+        derive(
+            secrets[epochs[key]],
+            key,
+            epochs[key],
+            app_id=app_id,
+            instance_id=boot_info.instance_id,
+            # A VLEK report's CHIP_ID is the host's word, not the key's.
+            chip_id=boot_info.chip_id if boot_info.signer is Signer.VCEK else None,
+            identity=desk.identity,
+        )
+        for key in allowed.ask.keys
+    )
+
+
+def make_receipt(identity: Identity, entry: DecisionEntry) -> dict[str, str]:
+    """Give the promise that the release is in the record: its salted digest, signed by the KMS identity."""
+    promise: dict[str, JsonValue] = {
+        "release_id": entry.release_id,
+        "decided_at": timestamp(entry.decided_at),
+        "entry_sha256": entry_digest(entry.salt, entry.canonical()).hex(),
+        "salt": b64url(entry.salt),
+    }
+    return Signed.by(identity, RECEIPT, rfc8785.dumps(promise)).to_json()
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One request on its way through the path."""
+
+    desk: ReleaseDesk
+    submission: Submission
+    request: ReleaseRequest
+    challenge: Challenge
+    now: datetime
+
+    def entry(
+        self,
+        *,
+        outcome: str,
+        code: str | None,
+        checks: tuple[Check, ...],
+        spend: bool,
+        boot_info: BootInfo | None = None,
+        revision: str | None = None,
+        epochs: tuple[int, ...] = (),
+    ) -> DecisionEntry:
+        return DecisionEntry(
+            release_id=self.submission.release_id,
+            decided_at=self.now,
+            outcome=outcome,
+            code=code,
+            reasons=failures(checks),
+            checks=checks,
+            boot_info=boot_info,
+            ask=self.request.ask,
+            epochs=epochs,
+            policy_revision=revision,
+            challenge=self.challenge.raw if spend else None,
+            client=self.submission.client,
+            development=self.desk.development,
+            salt=self.desk.randomness(SALT_LENGTH),
+        )
+
+    async def refuse(
+        self,
+        code: str,
+        checks: tuple[Check, ...],
+        *,
+        spend: bool,
+        boot_info: BootInfo | None = None,
+        active: ActivePolicy | None = None,
+    ) -> Refused:
+        """Record a refusal, spending the challenge if the evidence was authentic and bound to it."""
+        entry = self.entry(
+            outcome=REFUSED,
+            code=code,
+            checks=checks,
+            spend=spend,
+            boot_info=boot_info,
+            revision=None if active is None else active.policy.revision,
+        )
+        await self.desk.decisions.record(entry, self.challenge.expires_at if spend else None)
+        return Refused(release_id=self.submission.release_id, code=code, reasons=entry.reasons, checks=checks)

@@ -1,0 +1,209 @@
+"""The settings: `kms.toml`, overridden by `KMS_…` environment variables. Unknown keys are errors."""
+
+import difflib
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from typing_extensions import override
+
+from kms.errors import ConfigurationError
+
+_PREFIX = "KMS_"
+# Read by the command line and the tests; not settings of the server.
+_NOT_SETTINGS = frozenset({"KMS_CONFIG", "KMS_REAL_EVIDENCE"})
+_RATE = re.compile(r"(\d{1,9})(?:/s)?(?: burst (\d{1,9}))?")
+_DURATION = re.compile(r"(\d{1,6}) ?(s|m|h|d|seconds|minutes|hours|days)?")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    @override
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class Rate(NamedTuple):
+    """Requests a second, sustained, and how many may come at once."""
+
+    per_second: int
+    burst: int
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.per_second}/s burst {self.burst}"
+
+
+def _address(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    host, colon, port = value.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("write HOST:PORT, for example 127.0.0.1:8443")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError("the host must be an IP address, for example 127.0.0.1 or [::]") from None
+    return Address(host, int(port))
+
+
+def _optional_address(value: object) -> object:
+    return None if value in {"off", ""} else _address(value)
+
+
+def _rate(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _RATE.fullmatch(value)
+    if match is None or int(match[1]) == 0:
+        raise ValueError("write RATE/s, for example 200/s, or 200/s burst 2000")
+    return Rate(int(match[1]), int(match[2]) if match[2] else 10 * int(match[1]))
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value)
+    if match is None:
+        raise ValueError("write a time, for example 300, 5 minutes or 7 days")
+    unit = match[2] or "seconds"
+    return timedelta(**{_UNITS.get(unit, unit): int(match[1])})
+
+
+def _list(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("must be more than nothing")
+    return value
+
+
+ListenAddress = Annotated[Address, BeforeValidator(_address)]
+OptionalAddress = Annotated[Address | None, BeforeValidator(_optional_address)]
+Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_positive)]
+
+
+class Settings(BaseModel):
+    """Every setting of the server. The names are the environment variables', in lower case without KMS_."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    data_dir: Path = Field(Path("kms-data"), description="embedded database, root key file, TLS files")
+    database_url: str | None = Field(None, description="default: SQLite in the data folder", repr=False)
+    listen: ListenAddress = Field(Address("127.0.0.1", 8443), description="HTTPS")
+    metrics_listen: OptionalAddress = Field(Address("127.0.0.1", 9443), description="Prometheus, or `off`")
+    tls_cert: Path | None = Field(None, description="PEM chain; made on first start when unset")
+    tls_key: Path | None = Field(None, description="PEM key; made on first start when unset")
+    tls_minimum: Literal["1.2", "1.3"] = Field("1.3", description="lowest TLS version")
+    tls_names: Annotated[list[str], BeforeValidator(_list)] = Field(
+        default_factory=list, description="further names and addresses in the certificate that is made"
+    )
+    root_key: str | None = Field(None, description="default: file:root-key.json in the data folder")
+    policy_dir: Path | None = Field(None, description="watched policy folder")
+    policy_trust: Path | None = Field(None, description="operators' public keys and quorums")
+    ledger_anchor: str | None = Field(None, description="where the ledger head is kept outside the database")
+    collateral_dir: Path | None = Field(
+        None, description="certificates; default: collateral in the data folder"
+    )
+    kds_urls: Annotated[list[str], BeforeValidator(_list)] = Field(
+        default_factory=lambda: ["https://kdsintf.amd.com"], description="key distribution services, in order"
+    )
+    crl: Literal["require", "when-available", "off"] = Field("when-available", description="revocation lists")
+    crl_max_age: Duration = Field(timedelta(days=7), description="past a list's next update")
+    development_roots: Path | None = Field(None, description="PEM file of extra ARKs: DEVELOPMENT MODE")
+    rate_limit: Annotated[Rate, BeforeValidator(_rate)] = Field(
+        Rate(200, 2000), description="for each address"
+    )
+    challenge_ttl: Duration = Field(timedelta(seconds=300), description="seconds")
+    workers: int = Field(1, ge=1, le=256, description="server processes")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe log line"
+    )
+
+    @property
+    def development(self) -> bool:
+        """Whether the server trusts anything but AMD's roots."""
+        return self.development_roots is not None
+
+    def shown(self) -> dict[str, Any]:
+        """Give the effective settings for printing; credentials in URLs are left out."""
+        shown: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name in {"database_url", "ledger_anchor"} and value:
+                value = re.sub(r"//[^/@]*@", "//***@", value)
+            shown[name] = value if value is None or isinstance(value, list | int) else str(value)
+        return shown
+
+
+def load_settings(
+    config: Path | None, environment: Mapping[str, str] | None = None
+) -> tuple[Settings, tuple[str, ...]]:
+    """Read `kms.toml` (`config`, else `KMS_CONFIG`, else none) and the environment.
+
+    Gives the settings, and warnings about `KMS_…` variables that are none.
+
+    Raises:
+        ConfigurationError: an unreadable file, an unknown key (the closest known one is named), a wrong value.
+
+    """
+    environment = os.environ if environment is None else environment
+    if config is None and environment.get("KMS_CONFIG"):
+        config = Path(environment["KMS_CONFIG"])
+    values = {} if config is None else _read_toml(config)
+    known = set(Settings.model_fields)
+    for name in values:
+        if name not in known:
+            raise ConfigurationError(f"{config}: unknown setting `{name}`{_closest(name, known)}")
+    warnings = []
+    for variable, value in environment.items():
+        if not variable.startswith(_PREFIX) or variable in _NOT_SETTINGS:
+            continue
+        name = variable.removeprefix(_PREFIX).lower()
+        if name not in known:
+            warnings.append(f"{variable} is not a setting{_closest(name, known, _PREFIX)}")
+        elif value != "":
+            values[name] = value
+    try:
+        return Settings.model_validate(values), tuple(warnings)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = str(first["loc"][0])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"setting {_PREFIX}{name.upper()}: {message}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: not TOML: {error}") from error
+
+
+def _closest(name: str, known: set[str], prefix: str = "") -> str:
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not found:
+        return ""
+    closest = prefix + found[0].upper() if prefix else found[0]
+    return f"; did you mean `{closest}`?"

@@ -1,0 +1,1 @@
+"""What operators see while the server runs."""

@@ -1,0 +1,48 @@
+"""Structured logs: one JSON object a line on standard error, or plain lines on a terminal.
+
+What may be logged: request ids, codes, reasons, counts, names of operators' things. Never: keys, tokens,
+request or evidence bytes, app or chip ids of strangers.
+"""
+
+import logging
+import sys
+import warnings
+from typing import Final
+
+import structlog
+
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def configure_logs(level: str) -> None:
+    """Set the process's logging, once, at start."""
+    render: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks
+            if not sys.stderr.isatty()
+            else structlog.processors.ExceptionPrettyPrinter(),
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # Libraries' own loggers: warnings and worse, as plain lines.
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
+    quiet_serial_zero()
+
+
+def quiet_serial_zero() -> None:
+    """Silence one warning for the whole process: AMD's certificates have serial number 0, and always will.
+
+    Once at start, not around each parse: changing the filters is not thread-safe (docs/decisions/0005).
+    """
+    warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
