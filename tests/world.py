@@ -1,0 +1,279 @@
+"""A whole world in one process, for tests at the HTTP boundary: a simulated chip, a launched VM, a policy,
+and the real application on a real SQLite file. Nothing of the release path is replaced."""
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import yaml
+
+from kms.database.decisions import DecisionStore
+from kms.database.engine import open_engine, sqlite_url
+from kms.database.migrate import migrate
+from kms.database.policies import FollowedPolicies, PolicyStore
+from kms.encoding import b64url
+from kms.http.app import create_app
+from kms.http.limits import AddressLimiter
+from kms.http.routes import Readiness
+from kms.kds.folder import CertificateFolder
+from kms.keys.envelope import Payload, open_envelope
+from kms.keys.identity import Identity
+from kms.keys.opening import RecipientKey
+from kms.keys.root_messages import FOUNDING_EPOCH, challenge_message, identity_message
+from kms.keys.sealing import Suite
+from kms.measurement.launch import LaunchDescription, os_image_hash
+from kms.packaged import packaged_folder
+from kms.policy.revision import Revision
+from kms.release import ReleaseDesk
+from kms.request import report_data
+from kms.rootkey.file import FileRootKey
+from kms.simulator.chip import SimulatedChip, simulated_chip_id
+from kms.simulator.firmware import build_firmware
+from kms.simulator.hierarchy import AmdHierarchy
+from kms.simulator.machine import SimulatedMachine, describe
+from kms.snp.endorsement import load_der
+from kms.snp.product import Product
+from kms.snp.roots import TrustedRoots
+from kms.wiring import new_id
+
+APP_ID = "86e59625be93207bc2351c4d1bba20037cec8e16"
+COMPOSE_HASH = sha256(b"compose").hexdigest()
+INSTANCE_ID = sha256(b"instance").hexdigest()[:40]
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+CMDLINE = "console=ttyS0 root=/dev/vda ro"
+
+
+def document(**changes: object) -> bytes:
+    """Give an app document; a member set to None is left out."""
+    members = {"version": 1, "app_id": APP_ID, "compose_hash": COMPOSE_HASH, **changes}
+    return json.dumps({name: value for name, value in members.items() if value is not None}).encode()
+
+
+def describe_image(cmdline: str | None = CMDLINE, seed: bytes = b"world") -> LaunchDescription:
+    """Describe a small image: 64 KiB of firmware, a kernel and an initrd."""
+    return describe(
+        firmware=build_firmware(size=64 << 10, seed=seed), kernel=b"kernel", initrd=b"initrd", cmdline=cmdline
+    )
+
+
+def image_document(name: str, description: LaunchDescription, **changes: object) -> dict[str, Any]:
+    """Give a `kind: image` document as an operator would write it."""
+    launch = description.to_json()
+    return {
+        "kind": "image",
+        "name": name,
+        "launch": launch,
+        "os_image_hash": os_image_hash(launch).hex(),
+        "enforces": ["host-data", "dstack-mr-config"],
+        "vcpu_types": ["EPYC-v4", "EPYC-Milan"],
+        "vcpus": {"min": 1, "max": 8},
+        "guest_features": ["0x1"],
+        **changes,
+    }
+
+
+def app_document(chip: SimulatedChip, **changes: object) -> dict[str, Any]:
+    """Give a `kind: app` document that allows the world's guest."""
+    return {
+        "kind": "app",
+        "id": APP_ID,
+        "name": "payments",
+        "compose": [COMPOSE_HASH],
+        "images": ["os-1"],
+        "chips": [chip.chip_id.hex()],
+        "tcb": "fleet",
+        "binding": ["host-data", "dstack-mr-config"],
+        "keys": ["disk", "env", "signing", "custom:db/*", "disk@instance", "disk@chip"],
+        **changes,
+    }
+
+
+def tcb_document(chip: SimulatedChip, **changes: object) -> dict[str, Any]:
+    """Give a `kind: tcb` document whose minimum is what the chip has."""
+    return {
+        "kind": "tcb",
+        "name": "fleet",
+        "products": {chip.hierarchy.product.value: dict(chip.reported_tcb.components())},
+        "check": ["reported", "committed"],
+        "provisional_firmware": "forbid",
+        **changes,
+    }
+
+
+@dataclass
+class Answer:
+    """A response, with its JSON."""
+
+    response: httpx2.Response
+
+    @property
+    def status(self) -> int:
+        return self.response.status_code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = self.response.json()
+        return loaded
+
+    @property
+    def code(self) -> str | None:
+        return self.body.get("code")
+
+    @property
+    def reasons(self) -> list[str]:
+        return list(self.body.get("reasons", []))
+
+
+@dataclass
+class World:
+    """A server's desk and client, and one honest guest. `clock` may be moved by tests."""
+
+    chip: SimulatedChip
+    description: LaunchDescription
+    machine: SimulatedMachine
+    desk: ReleaseDesk
+    policies: PolicyStore
+    followed: FollowedPolicies
+    client: httpx2.AsyncClient
+    now: list[datetime]
+    documents: list[dict[str, Any]] = field(default_factory=list)
+
+    async def apply(self, *documents: dict[str, Any]) -> str:
+        """Put a policy of these documents in force."""
+        text = "---\n".join(yaml.safe_dump(document, sort_keys=False) for document in documents)
+        revision = Revision.from_files({"policy.yaml": text.encode()}, development=self.desk.development)
+        await self.policies.apply(revision, author="test", message="")
+        await self.followed.refresh()
+        self.documents = list(documents)
+        return revision.digest
+
+    async def apply_changed(self, **changes: dict[str, object]) -> str:
+        """Put the default policy in force with changes by document kind."""
+        return await self.apply(*self.default_policy(**changes))
+
+    def default_policy(self, **changes: dict[str, object]) -> list[dict[str, Any]]:
+        """Give the policy that allows the honest guest, with changes by document kind."""
+        return [
+            app_document(self.chip, **changes.get("app", {})),
+            image_document("os-1", self.description, **changes.get("image", {})),
+            tcb_document(self.chip, **changes.get("tcb", {})),
+            *([{"kind": "guest", "name": "g", **changes["guest"]}] if "guest" in changes else []),
+            *([{"kind": "revoked", "name": "r", **changes["revoked"]}] if "revoked" in changes else []),
+        ]
+
+    async def challenge(self) -> str:
+        response = await self.client.post("/v1/challenges")
+        assert response.status_code == 201, response.text
+        challenge: str = response.json()["challenge"]
+        return challenge
+
+    async def request(self, key: RecipientKey | None = None, **changes: object) -> bytes:
+        """Give request bytes for a fresh challenge."""
+        key = key or RecipientKey.generate(Suite.X25519_SEALEDBOX)
+        recipient = {"suite": key.suite.value, "public_key": b64url(key.public_key)}
+        members: dict[str, object] = {
+            "challenge": changes.pop("challenge", None) or await self.challenge(),
+            "recipient": recipient,
+            "keys": [{"name": "disk", "scope": "app"}],
+            **changes,
+        }
+        return json.dumps(members).encode()
+
+    async def post(self, request: bytes, evidence: object) -> Answer:
+        return Answer(
+            await self.client.post("/v1/releases", json={"request": b64url(request), "evidence": evidence})
+        )
+
+    async def ask(self, machine: SimulatedMachine | None = None, **changes: object) -> Answer:
+        """Let a machine (by default the honest one) ask honestly for the disk key."""
+        request = await self.request(**changes)
+        return await self.post(request, (machine or self.machine).evidence(report_data(request)))
+
+    async def fetch(self, suite: Suite = Suite.X25519_SEALEDBOX, **changes: object) -> Payload:
+        """Let the honest machine fetch, and open what it gets."""
+        key = RecipientKey.generate(suite)
+        request = await self.request(key, **changes)
+        answer = await self.post(request, self.machine.evidence(report_data(request)))
+        assert answer.status == 200, answer.body
+        return open_answer(answer, key, request, self.desk.identity.public_key)
+
+
+def open_answer(answer: Answer, key: RecipientKey, request: bytes, identity: bytes) -> Payload:
+    from hashlib import sha512
+
+    from kms.encoding import from_base64
+
+    digest = sha512(request).digest()
+    envelope = key.open(from_base64(answer.body["sealed"]), digest)
+    return open_envelope(envelope, pinned_identity=identity, request_sha512=digest)
+
+
+@asynccontextmanager
+async def open_world(
+    folder: Path,
+    hierarchy: AmdHierarchy,
+    *,
+    description: LaunchDescription | None = None,
+    make_chip: Callable[[SimulatedChip], SimulatedChip] = lambda chip: chip,
+    development: bool = True,
+) -> AsyncIterator[World]:
+    """Build the world on a SQLite file in `folder`, with the default policy in force."""
+    now = [NOW]
+    chip_id = simulated_chip_id(hierarchy.product, b"chip 1")
+    chip = make_chip(SimulatedChip.typical(hierarchy, chip_id=chip_id, now=NOW - timedelta(days=1)))
+    description = description or describe_image()
+    machine = SimulatedMachine.launch(chip, description, app_document=document())
+    engine = open_engine(sqlite_url(folder))
+    await migrate(engine, packaged_folder("migrations"))
+
+    def clock() -> datetime:
+        return now[0]
+
+    store = PolicyStore(engine, clock)
+    followed = FollowedPolicies(store)
+    decisions = DecisionStore(engine, clock)
+    root = FileRootKey({FOUNDING_EPOCH: b"r" * 32})
+    desk = ReleaseDesk(
+        clock=clock,
+        randomness=secrets.token_bytes,
+        roots=TrustedRoots.with_development([load_der(hierarchy.ark.certificate)]),
+        collateral=CertificateFolder([]),
+        policies=followed,
+        decisions=decisions,
+        root_key=root,
+        identity=Identity.from_prf(await root.prf(FOUNDING_EPOCH, identity_message(1))),
+        challenge_key=await root.prf(FOUNDING_EPOCH, challenge_message()),
+        challenge_lifetime=timedelta(seconds=300),
+        development=development,
+    )
+
+    async def ready() -> tuple[str, ...]:
+        return ()
+
+    app = create_app(
+        desk,
+        readiness=Readiness(reasons=ready),
+        limiter=AddressLimiter(1_000_000, 1_000_000, lambda: 0.0),
+        new_request_id=new_id,
+        tls_ca=None,
+    )
+    decisions.start()
+    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+    try:
+        async with httpx2.AsyncClient(transport=transport, base_url="https://kms") as client:
+            world = World(chip, description, machine, desk, store, followed, client, now)
+            await world.apply(*world.default_policy())
+            yield world
+    finally:
+        await decisions.stop()
+        await engine.dispose()
+
+
+__all__ = ["APP_ID", "COMPOSE_HASH", "INSTANCE_ID", "NOW", "Product", "World", "open_world"]
