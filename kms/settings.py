@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
 from typing_extensions import override
 
 from kms.errors import ConfigurationError
@@ -143,6 +142,11 @@ class Settings(BaseModel):
         """Whether the server trusts anything but AMD's roots."""
         return self.development_roots is not None
 
+    @property
+    def certificate_folder(self) -> Path:
+        """Where local endorsement certificates are."""
+        return self.collateral_dir or self.data_dir / "collateral"
+
     def shown(self) -> dict[str, Any]:
         """Give the effective settings for printing; credentials in URLs are left out."""
         shown: dict[str, Any] = {}
@@ -162,7 +166,7 @@ def load_settings(
     Gives the settings, and warnings about `KMS_…` variables that are none.
 
     Raises:
-        ConfigurationError: an unreadable file, an unknown key (the closest known one is named), a wrong value.
+        ConfigurationError: an unreadable file, an unknown key (with the closest known one), a wrong value.
 
     """
     environment = os.environ if environment is None else environment

@@ -21,12 +21,12 @@ from kms.database.engine import open_engine, sqlite_url
 from kms.database.installation import Installation
 from kms.database.migrate import migrate
 from kms.database.policies import FollowedPolicies, PolicyStore
-from kms.errors import ConfigurationError, LedgerUnavailable, MalformedEvidence, RootKeyUnavailable
+from kms.errors import ConfigurationError, LedgerUnavailable, RootKeyUnavailable
 from kms.http.app import create_app
 from kms.http.limits import AddressLimiter
 from kms.http.routes import Readiness
 from kms.http.tls import LocalTls, server_context
-from kms.kds.folder import CertificateFolder
+from kms.kds.folder import CertificateFolder, read_certificates
 from kms.keys.check_value import agrees, check_value
 from kms.keys.identity import Identity
 from kms.keys.root_messages import FOUNDING_EPOCH, Mode, challenge_message, check_message, identity_message
@@ -36,8 +36,7 @@ from kms.ports import RootKey
 from kms.release import ReleaseDesk
 from kms.rootkey import RootKeyMissing, create_root_key, open_root_key
 from kms.settings import Settings
-from kms.snp.endorsement import Certificate, load_pem
-from kms.snp.roots import TrustedRoots
+from kms.trust import load_roots
 
 _log = structlog.get_logger("kms.start")
 
@@ -148,7 +147,7 @@ async def open_kms(settings: Settings) -> AsyncIterator[Kms]:
             clock=utc_now,
             randomness=secrets.token_bytes,
             roots=roots,
-            collateral=CertificateFolder.read(settings.collateral_dir or settings.data_dir / "collateral"),
+            collateral=CertificateFolder(read_certificates(settings.certificate_folder)),
             policies=policies,
             decisions=decisions,
             root_key=root_key,
@@ -213,27 +212,6 @@ async def serve(settings: Settings) -> None:
         _log.info("stopped")
 
 
-def load_roots(development_roots: Path | None) -> TrustedRoots:
-    """Trust AMD's pinned roots, and the operator's development roots if there are any.
-
-    Raises:
-        ConfigurationError: the file cannot be read, or holds something else than ARKs.
-
-    """
-    if development_roots is None:
-        return TrustedRoots()
-    remedy = "KMS_DEVELOPMENT_ROOTS is a PEM file of self-signed ARK certificates"
-    try:
-        certificates: tuple[Certificate, ...] = load_pem(development_roots.read_bytes())
-        return TrustedRoots.with_development(certificates)
-    except OSError as error:
-        raise ConfigurationError(f"{development_roots}: {error.strerror}", remedy=remedy) from error
-    except MalformedEvidence as error:
-        raise ConfigurationError(f"{development_roots}: {error.detail}", remedy=remedy) from error
-    except ValueError as error:
-        raise ConfigurationError(f"{development_roots}: {error}", remedy=remedy) from error
-
-
 async def open_checked_root(settings: Settings, installation: Installation) -> RootKey:
     """Open the root key and hold it against the database's key-check values.
 
@@ -252,8 +230,8 @@ async def open_checked_root(settings: Settings, installation: Installation) -> R
     except RootKeyMissing as error:
         if stored:
             raise ConfigurationError(
-                f"the root key is lost: {error.detail}, and this database's keys were made with it",
-                remedy="restore the root key from its backup; it is never made again for an existing database",
+                f"the root key is lost: {error.detail}, and this database needs it",
+                remedy="restore it from its backup; it is never made again for an existing database",
             ) from error
         root_key = create_root_key(uri, mode=mode, now=utc_now(), random=secrets.token_bytes)
         _log.info("root-key-made", mode=mode.value)
@@ -266,8 +244,8 @@ async def open_checked_root(settings: Settings, installation: Installation) -> R
     )
     if missing or different:
         raise ConfigurationError(
-            f"the root key is not the one that made this database's keys (epochs {missing + different})",
-            remedy="restore the root key that belongs to this database, or use the database that belongs to it",
+            f"the root key is not the one of this database (epochs {missing + different})",
+            remedy="restore the root key that belongs to this database",
         )
     new = {epoch: check_value(output) for epoch, output in outputs.items() if epoch not in stored}
     if new:

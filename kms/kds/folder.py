@@ -40,19 +40,6 @@ class CertificateFolder:
             except ExtensionInvalid:
                 continue
 
-    @classmethod
-    def read(cls, folder: Path) -> "CertificateFolder":
-        """Read every file below `folder`; a folder that does not exist is an empty one."""
-        certificates: list[Certificate] = []
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())[:_MOST_FILES]
-        for path in paths:
-            try:
-                if path.stat().st_size <= _LARGEST_FILE:
-                    certificates.extend(load_any(path.read_bytes()))
-            except (OSError, MalformedEvidence):
-                _log.warning("certificate-file-unreadable", file=str(path))
-        return cls(certificates)
-
     async def authorities(self) -> tuple[Certificate, ...]:
         """Give the ASKs, ASVKs and ARKs of the folder."""
         return tuple(self._authorities)
@@ -71,3 +58,16 @@ class CertificateFolder:
                 retry_after=_RETRY_AFTER,
             )
         return tuple(found)
+
+
+def read_certificates(folder: Path) -> tuple[Certificate, ...]:
+    """Read every file below `folder`; a folder that does not exist is an empty one."""
+    certificates: list[Certificate] = []
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())[:_MOST_FILES]
+    for path in paths:
+        try:
+            if path.stat().st_size <= _LARGEST_FILE:
+                certificates.extend(load_any(path.read_bytes()))
+        except (OSError, MalformedEvidence):
+            _log.warning("certificate-file-unreadable", file=str(path))
+    return tuple(certificates)

@@ -1,0 +1,173 @@
+"""`kms verify`: verify evidence, and explain every check."""
+
+import argparse
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kms.checks import Check
+from kms.cli.output import OK, REFUSED, Parser, Unreadable, print_json, read_file
+from kms.encoding import from_hex
+from kms.errors import ConfigurationError, MalformedEvidence
+from kms.measurement.launch import LaunchFile, parse_launch_file
+from kms.policy.compiled import Policy
+from kms.policy.findings import PolicyInvalid
+from kms.policy.revision import Revision
+from kms.policy_folder.reading import read_folder
+from kms.settings import Settings, load_settings
+from kms.snp.endorsement import Certificate, load_any
+from kms.snp.report import LENGTH, Report
+from kms.strict_json import JsonError, JsonValue, parse
+from kms.trust import load_roots
+from kms.verification import Question, Verification, explain
+
+_REPORT_DATA_LENGTH = 64
+_EPILOG = """\
+Evidence that does not verify, altered bytes included, is status 1 and names the check; files that cannot be
+read, a report of another length, and launch inputs that are not of their format are status 2.
+
+example:
+  kms verify --report report.bin --certificates vcek.der --certificates cert_chain.pem --launch launch.json
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Verify and explain; 0 verified, 1 not verified, 2 wrong use or unreadable input."""
+    arguments = _parser().parse_args(argv)
+    settings, _ = load_settings(arguments.config)
+    # Endorsement certificates have serial number 0; the library's warning about it is known.
+    from kms.telemetry.logs import quiet_serial_zero
+
+    quiet_serial_zero()
+    now = arguments.at or datetime.now(UTC)
+    raw = read_file(arguments.report)
+    if len(raw) != LENGTH:
+        raise Unreadable(f"{arguments.report}: a report is {LENGTH} bytes, this is {len(raw)}")
+    try:
+        question = _question(arguments, settings, raw)
+        roots = load_roots(settings.development_roots)
+        outcome = explain(question, roots, now, development=settings.development)
+    except MalformedEvidence as error:
+        failed = Check.of("evidence-format", False, error.detail, reason=error.reason)
+        outcome = Verification(checks=(failed,))
+    if arguments.json:
+        _print_json(outcome)
+    else:
+        _print(outcome, development=settings.development)
+    return OK if outcome.verified else REFUSED
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="kms verify",
+        description="Verify SEV-SNP evidence offline, and explain every check.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--report", type=Path, required=True, help="the raw report, 1184 bytes")
+    parser.add_argument(
+        "--certificates",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="PEM or DER: endorsement certificate, chain; may be repeated",
+    )
+    parser.add_argument(
+        "--launch", type=Path, help="launch description, or dstack's sev_snp_measurement (JSON)"
+    )
+    parser.add_argument("--app-document", type=Path, help="the exact bytes that HOST_DATA commits to")
+    parser.add_argument("--report-data", type=_report_data, metavar="HEX", help="what REPORT_DATA must be")
+    parser.add_argument("--policy", type=Path, metavar="DIR", help="judge by this policy folder as well")
+    parser.add_argument("--at", type=_time, metavar="TIME", help="verify as of this time (RFC 3339)")
+    parser.add_argument("--config", type=Path, help="path of kms.toml, for roots and local certificates")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    return parser
+
+
+def _question(arguments: argparse.Namespace, settings: Settings, raw: bytes) -> Question:
+    report = Report.parse(raw)
+    certificates: list[Certificate] = []
+    for path in arguments.certificates:
+        certificates.extend(load_any(read_file(path)))
+    from kms.kds.folder import read_certificates
+
+    certificates.extend(read_certificates(settings.certificate_folder))
+    return Question(
+        report=report,
+        certificates=tuple(certificates),
+        launch=None if arguments.launch is None else _launch(arguments.launch),
+        app_document=None if arguments.app_document is None else read_file(arguments.app_document),
+        report_data=arguments.report_data,
+        policy=None if arguments.policy is None else _policy(arguments.policy, settings),
+    )
+
+
+def _launch(path: Path) -> LaunchFile:
+    try:
+        return parse_launch_file(parse(read_file(path, at_most=1 << 20)))
+    except JsonError as error:
+        raise Unreadable(f"{path}: {error}") from error
+
+
+def _policy(folder: Path, settings: Settings) -> Policy:
+    try:
+        return Policy(Revision.from_files(read_folder(folder), development=settings.development))
+    except PolicyInvalid as error:
+        raise ConfigurationError(
+            f"{folder}: {error}", remedy=f"kms policy lint {folder} explains each"
+        ) from error
+
+
+def _report_data(text: str) -> bytes:
+    try:
+        value = from_hex(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if len(value) != _REPORT_DATA_LENGTH:
+        raise argparse.ArgumentTypeError(f"REPORT_DATA has {_REPORT_DATA_LENGTH} bytes")
+    return value
+
+
+def _time(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("write a time as 2026-11-22T12:00:00Z") from error
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def _print_json(outcome: Verification) -> None:
+    print_json(
+        {
+            "verified": outcome.verified,
+            "checks": [
+                {"name": check.name, "passed": check.passed, "detail": check.detail}
+                for check in outcome.checks
+            ],
+            "boot_info": None if outcome.boot_info is None else outcome.boot_info.to_json(),
+        }
+    )
+
+
+def _print(outcome: Verification, *, development: bool) -> None:
+    if development:
+        print("DEVELOPMENT ROOTS are trusted beside AMD's: this proves nothing about hardware")
+    for check in outcome.checks:
+        print(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
+    if outcome.boot_info is not None:
+        print()
+        for name, value in outcome.boot_info.to_json().items():
+            print(f"  {name}: {_plain(value)}")
+    failed = [check.name for check in outcome.checks if not check.passed]
+    print()
+    print("verified" if not failed else f"NOT VERIFIED: {', '.join(dict.fromkeys(failed))}")
+
+
+def _plain(value: JsonValue) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(member)}" for name, member in value.items())
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)

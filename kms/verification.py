@@ -1,0 +1,209 @@
+"""Explaining evidence: the same verification, measurement and decision as a release, nothing spent, no keys.
+
+For operators and auditors, offline. Every check is reported, passed or failed, in the order of the release
+path; what was not asked about is not reported.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from kms.boot_info import BootInfo, build_boot_info
+from kms.checks import Check, failures
+from kms.errors import MalformedEvidence
+from kms.evidence.app_document import AppIdentity, bind_document
+from kms.evidence.launch import Launch, LaunchFinder, NamedApp, choose_identity
+from kms.identifiers import Measurement
+from kms.measurement.description import os_image_hash
+from kms.measurement.errors import MeasurementError
+from kms.measurement.guest_features import SNP_ACTIVE
+from kms.measurement.images import Image, LaunchHint, MeasurementTable
+from kms.measurement.launch import LaunchFile, launch_measurement
+from kms.measurement.snp import MAX_VCPUS
+from kms.measurement.vcpu_types import VCPU_TYPES
+from kms.policy.compiled import Policy
+from kms.policy.decision import Ask, Context, decide
+from kms.snp.endorsement import Certificate
+from kms.snp.report import Report
+from kms.snp.roots import TrustedRoots
+from kms.snp.verify import VerifiedReport, check_report_data, verify
+
+# Asked without a request there are no keys to judge, and that is not the evidence's fault.
+_ABOUT_KEYS = frozenset({"keys-asked"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked about a report. Each optional part adds its checks."""
+
+    report: Report
+    certificates: tuple[Certificate, ...]
+    launch: LaunchFile | None = None
+    app_document: bytes | None = None
+    report_data: bytes | None = None
+    policy: Policy | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Every check that was made. `boot_info` is None unless the report is authentic."""
+
+    checks: tuple[Check, ...]
+    boot_info: BootInfo | None = field(default=None)
+
+    @property
+    def verified(self) -> bool:
+        """Whether every check passed."""
+        return not failures(self.checks)
+
+
+def explain(question: Question, roots: TrustedRoots, now: datetime, *, development: bool) -> Verification:
+    """Verify, measure and judge, as far as the question goes. It never raises for what the evidence is."""
+    report = question.report
+    checks: list[Check] = []
+    if question.report_data is not None:
+        checks.append(check_report_data(report, question.report_data))
+    try:
+        verified = verify(report, question.certificates, roots, now)
+    except MalformedEvidence as error:
+        checks.append(Check.of("report-format", False, error.detail, reason=error.reason))
+        return Verification(checks=tuple(checks))
+    checks.extend(verified.checks)
+    # What follows is also said of a report that nobody signed: it helps to find what is wrong with it.
+    document = _check_document(question, checks)
+    launch = _check_launch(question, document, checks)
+    if not isinstance(verified, VerifiedReport):
+        return Verification(checks=tuple(checks))
+    if question.policy is None:
+        identity = choose_identity(launch, document, frozenset()) if launch else document
+        return Verification(checks=tuple(checks), boot_info=build_boot_info(verified, launch, identity))
+    boot_info = _judge(question.policy, verified, document, checks=checks, now=now, development=development)
+    return Verification(checks=tuple(checks), boot_info=boot_info)
+
+
+def _check_document(question: Question, checks: list[Check]) -> AppIdentity | None:
+    if question.app_document is None:
+        return None
+    host_data = question.report.host_data
+    try:
+        identity = bind_document(question.app_document, host_data)
+    except MalformedEvidence as error:
+        checks.append(Check.of("app-document", False, error.detail, reason=error.reason))
+        return None
+    detail = f"HOST_DATA {host_data.hex()} does not commit to this document"
+    if identity is not None:
+        detail = f"HOST_DATA binds app {identity.app_id.hex()} ({identity.binding.value})"
+    checks.append(Check.of("app-document", identity is not None, detail, reason="host-data-mismatch"))
+    return identity
+
+
+def _check_launch(question: Question, document: AppIdentity | None, checks: list[Check]) -> Launch | None:
+    """Recompute the measurement from the given launch inputs; what they leave open is searched for."""
+    if question.launch is None:
+        return None
+    measurement = question.report.measurement
+    try:
+        launch = _launched(question.launch, measurement, document)
+        expected = _expected(question.launch, document)
+    except MeasurementError as error:
+        checks.append(Check.of("measurement", False, error.detail, reason="measurement-mismatch"))
+        return None
+    detail = f"MEASUREMENT is {measurement.hex()}"
+    if launch is None:
+        wanted = (
+            "no machine that fits the launch inputs" if expected is None else f"they give {expected.hex()}"
+        )
+        detail = f"{detail}; {wanted}"
+    else:
+        detail = f"{detail}, as the launch inputs give with {launch.vcpus} vCPUs of {launch.vcpu_type}"
+    checks.append(Check.of("measurement", launch is not None, detail, reason="measurement-mismatch"))
+    return launch
+
+
+def _launched(given: LaunchFile, measurement: Measurement, document: AppIdentity | None) -> Launch | None:
+    image = _image(given)
+    table = MeasurementTable(image, _cmdline(image, document))
+    found = table.find(measurement)
+    if not found:
+        return None
+    machine = found[0]
+    return Launch(
+        measurement=measurement,
+        image=None,
+        os_image_hash=image.os_image_hash,
+        vcpus=machine.machine.vcpus,
+        vcpu_type=given.vcpu_type or machine.vcpu_type,
+        guest_features=machine.machine.guest_features,
+        enforces=frozenset(),
+        cmdline_app=None,
+    )
+
+
+def _image(given: LaunchFile) -> Image:
+    types = tuple(
+        name
+        for name, signature in VCPU_TYPES.items()
+        if given.vcpu_signature is None or signature == given.vcpu_signature
+    )
+    return Image(
+        name=None,
+        os_image_hash=os_image_hash(given.description.to_json()),
+        description=given.description,
+        enforces=frozenset(),
+        vcpu_types=types,
+        vcpus_minimum=given.vcpus or 1,
+        vcpus_maximum=given.vcpus or MAX_VCPUS,
+        guest_features=(SNP_ACTIVE if given.guest_features is None else given.guest_features,),
+    )
+
+
+def _expected(given: LaunchFile, document: AppIdentity | None) -> Measurement | None:
+    machine = given.machine()
+    if machine is None:
+        return None
+    return launch_measurement(given.description, machine, cmdline=_cmdline(_image(given), document))
+
+
+def _cmdline(image: Image, document: AppIdentity | None) -> str | None:
+    if document is None or not image.has_placeholders:
+        return None
+    return image.filled_cmdline(document.app_id, document.compose_hash)
+
+
+def _judge(
+    policy: Policy,
+    verified: VerifiedReport,
+    document: AppIdentity | None,
+    *,
+    checks: list[Check],
+    now: datetime,
+    development: bool,
+) -> BootInfo:
+    """Find the launch among the policy's images, and decide as a release would, but for the keys."""
+    named = None
+    if document is not None:
+        named = NamedApp(app_id=document.app_id, compose_hash=document.compose_hash)
+    launch = LaunchFinder(policy).find(verified, LaunchHint(), named)
+    shown = verified.report.measurement.hex()
+    checks.append(
+        Check.of(
+            "measurement-known",
+            launch is not None,
+            f"{shown} is {launch.image}" if launch else f"no allowed image shows {shown}",
+            reason="measurement-unknown",
+        )
+    )
+    app = policy.app(document.app_id) if document is not None else None
+    accepted = frozenset(app.binding) if app is not None else frozenset()
+    identity = choose_identity(launch, document, accepted) if launch is not None else document
+    boot_info = build_boot_info(verified, launch, identity)
+    context = Context(
+        now=now,
+        development=development,
+        # Offline there is no KMS that the document's pin could be held against.
+        kms_identity=b"",
+        document_kms_identity=None,
+        enforces=frozenset() if launch is None else launch.enforces,
+    )
+    decision = decide(policy, boot_info, Ask(keys=()), context)
+    checks.extend(check for check in decision.checks if check.name not in _ABOUT_KEYS)
+    return boot_info
