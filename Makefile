@@ -1,0 +1,45 @@
+# Everything runs from a bare Python 3.11: `.venv` is made on first use, with uv inside it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.synced
+PARALLEL ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint format nightly clean
+
+help: ## list what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make needs Python 3.11 or later; name one with PYTHON=python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --quiet
+	touch $@
+
+demo: $(STAMP) ## a server, a simulated chip, a guest that gets its keys, and attacks that are refused
+	$(BIN)/kms demo
+
+serve: $(STAMP) ## run the server with the settings of the environment and kms.toml
+	$(BIN)/kms serve
+
+test: $(STAMP) ## all tests but the nightly ones
+	$(BIN)/pytest -n $(PARALLEL) --dist loadgroup -m "not nightly"
+
+lint: $(STAMP) ## ruff, mypy strict, direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+nightly: $(STAMP) ## the exhaustive tests
+	$(BIN)/pytest -n $(PARALLEL) --dist loadgroup -m nightly
+
+clean: ## remove what make made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
