@@ -2,10 +2,11 @@
 and the real application on a real SQLite file. Nothing of the release path is replaced."""
 
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -13,11 +14,15 @@ from typing import Any
 
 import httpx2
 import yaml
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.database.decisions import DecisionStore
-from kms.database.engine import open_engine, sqlite_url
+from kms.database.engine import open_engine, reading, sqlite_url
 from kms.database.migrate import migrate
 from kms.database.policies import FollowedPolicies, PolicyStore
+from kms.database.schema import decisions as decisions_table
+from kms.database.schema import spent_challenges
 from kms.encoding import b64url
 from kms.http.app import create_app
 from kms.http.limits import AddressLimiter
@@ -47,6 +52,7 @@ APP_ID = "86e59625be93207bc2351c4d1bba20037cec8e16"
 COMPOSE_HASH = sha256(b"compose").hexdigest()
 INSTANCE_ID = sha256(b"instance").hexdigest()[:40]
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+REASON = re.compile(r"[a-z0-9-]+")
 CMDLINE = "console=ttyS0 root=/dev/vda ro"
 
 
@@ -130,10 +136,33 @@ class Answer:
     def reasons(self) -> list[str]:
         return list(self.body.get("reasons", []))
 
+    def check_refused(self, status: int, code: str, *reasons: str) -> None:
+        """Check a problem document whole: status, code, exactly these reasons, and nothing else."""
+        body = self.body
+        assert (self.status, body["code"], self.reasons) == (status, code, list(reasons))
+        assert self.response.headers["content-type"] == "application/problem+json"
+        assert body["type"] == f"urn:attested-kms:problem:{code}"
+        assert body["status"] == status
+        assert body["title"]
+        assert body["request_id"] == self.response.headers["kms-request-id"]
+        expected = {"type", "title", "status", "code", "request_id"} | ({"reasons"} if reasons else set())
+        assert set(body) == expected
+        assert all(REASON.fullmatch(reason) for reason in self.reasons)
+        assert self.response.headers["cache-control"] == "no-store"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of the audit record: the entry as stored, its salt, and the entry read."""
+
+    raw: bytes
+    salt: bytes
+    entry: dict[str, Any]
+
 
 @dataclass
 class World:
-    """A server's desk and client, and one honest guest. `clock` may be moved by tests."""
+    """A server's desk and client, and one honest guest. `now[0]` may be moved by tests."""
 
     chip: SimulatedChip
     description: LaunchDescription
@@ -142,6 +171,7 @@ class World:
     policies: PolicyStore
     followed: FollowedPolicies
     client: httpx2.AsyncClient
+    engine: AsyncEngine
     now: list[datetime]
     documents: list[dict[str, Any]] = field(default_factory=list)
 
@@ -186,6 +216,27 @@ class World:
         }
         return json.dumps(members).encode()
 
+    def launch(self, **changes: Any) -> SimulatedMachine:
+        """Launch a machine like the honest one, with changes to `SimulatedMachine.launch`."""
+        inputs = {"app_document": document(), **changes}
+        chip, description = inputs.pop("chip", self.chip), inputs.pop("description", self.description)
+        return SimulatedMachine.launch(chip, description, **inputs)
+
+    async def records(self) -> list[Record]:
+        """Give the audit record, oldest first."""
+        columns = decisions_table.c
+        query = select(columns.entry, columns.salt).order_by(columns.id)
+        async with reading(self.engine) as connection:
+            rows = (await connection.execute(query)).all()
+        return [Record(row.entry, row.salt, json.loads(row.entry)) for row in rows]
+
+    async def spent(self) -> int:
+        """Give how many challenges are spent."""
+        async with reading(self.engine) as connection:
+            return int(
+                (await connection.execute(select(func.count()).select_from(spent_challenges))).scalar_one()
+            )
+
     async def post(self, request: bytes, evidence: object) -> Answer:
         return Answer(
             await self.client.post("/v1/releases", json={"request": b64url(request), "evidence": evidence})
@@ -203,6 +254,21 @@ class World:
         answer = await self.post(request, self.machine.evidence(report_data(request)))
         assert answer.status == 200, answer.body
         return open_answer(answer, key, request, self.desk.identity.public_key)
+
+
+def resigned(machine: SimulatedMachine, data: bytes, **fields: Any) -> dict[str, Any]:
+    """Give the machine's evidence with report fields changed before its chip signs it."""
+    guest = machine.guest
+    signed = replace(guest.fields(data), **fields).encode()
+    return {**machine.evidence(data), "report": b64url(guest.chip.sign_report(signed))}
+
+
+def tampered(machine: SimulatedMachine, data: bytes, changes: dict[int, bytes]) -> dict[str, Any]:
+    """Give the machine's evidence with report bytes replaced after its chip signed it."""
+    report = bytearray(machine.guest.report(data))
+    for offset, value in changes.items():
+        report[offset : offset + len(value)] = value
+    return {**machine.evidence(data), "report": b64url(bytes(report))}
 
 
 def open_answer(answer: Answer, key: RecipientKey, request: bytes, identity: bytes) -> Payload:
@@ -223,8 +289,14 @@ async def open_world(
     description: LaunchDescription | None = None,
     make_chip: Callable[[SimulatedChip], SimulatedChip] = lambda chip: chip,
     development: bool = True,
+    change_desk: Callable[[ReleaseDesk], ReleaseDesk] = lambda desk: desk,
+    limiter: AddressLimiter | None = None,
+    not_ready: tuple[str, ...] = (),
 ) -> AsyncIterator[World]:
-    """Build the world on a SQLite file in `folder`, with the default policy in force."""
+    """Build the world on a SQLite file in `folder`, with the default policy in force.
+
+    `change_desk` replaces what the desk works with; `not_ready` is what `/readyz` is told.
+    """
     now = [NOW]
     chip_id = simulated_chip_id(hierarchy.product, b"chip 1")
     chip = make_chip(SimulatedChip.typical(hierarchy, chip_id=chip_id, now=NOW - timedelta(days=1)))
@@ -253,14 +325,15 @@ async def open_world(
         challenge_lifetime=timedelta(seconds=300),
         development=development,
     )
+    desk = change_desk(desk)
 
     async def ready() -> tuple[str, ...]:
-        return ()
+        return not_ready
 
     app = create_app(
         desk,
         readiness=Readiness(reasons=ready),
-        limiter=AddressLimiter(1_000_000, 1_000_000, lambda: 0.0),
+        limiter=limiter or AddressLimiter(1_000_000, 1_000_000, lambda: 0.0),
         new_request_id=new_id,
         tls_ca=None,
     )
@@ -268,7 +341,7 @@ async def open_world(
     transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="https://kms") as client:
-            world = World(chip, description, machine, desk, store, followed, client, now)
+            world = World(chip, description, machine, desk, store, followed, client, engine, now)
             await world.apply(*world.default_policy())
             yield world
     finally:
@@ -276,4 +349,16 @@ async def open_world(
         await engine.dispose()
 
 
-__all__ = ["APP_ID", "COMPOSE_HASH", "INSTANCE_ID", "NOW", "Product", "World", "open_world"]
+__all__ = [
+    "APP_ID",
+    "COMPOSE_HASH",
+    "INSTANCE_ID",
+    "NOW",
+    "Answer",
+    "Product",
+    "Record",
+    "World",
+    "open_world",
+    "resigned",
+    "tampered",
+]

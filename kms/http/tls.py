@@ -52,7 +52,7 @@ class LocalTls:
         except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"the TLS files in {self._folder} cannot be used: {error}",
-                f"the TLS files in {self._folder} cannot be used: {error}",
+                remedy="remove the damaged file to have it made again; guests must then pin the new ca.pem",
             ) from error
 
     def _make_ca(self, now: datetime) -> None:
