@@ -7,15 +7,15 @@ errors included.
 
 import importlib
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kms import __version__
 from kms.cli.output import OK, WRONG_USE, report_error
 from kms.errors import KmsError
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+# A named tuple: importing `dataclasses` would take a third of the time in which `kms measure` starts.
+class Command(NamedTuple):
     """An entry of ``kms --help``."""
 
     module: str

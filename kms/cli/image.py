@@ -196,10 +196,10 @@ def images_from(path: Path) -> list[Image]:
         KmsError: it cannot be read, or is no valid policy.
 
     """
-    from kms.cli.policy_folder import read_folder
     from kms.policy.documents import ImageDocument
     from kms.policy.findings import errors
     from kms.policy.lint import lint
+    from kms.policy_folder.reading import read_folder
 
     files = read_folder(path) if path.is_dir() else {path.name: read_file(path, at_most=_MAX_DOCUMENT)}
     result = lint(files, development=False)

@@ -1,7 +1,7 @@
 """What commands print: for people by default, one JSON document for programs."""
 
 import argparse
-import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +17,17 @@ class Unreadable(KmsError):
     """A file named on the command line cannot be read, or is not what it should be."""
 
     code = "unreadable"
+
+
+class Help(argparse.HelpFormatter):
+    """Help as wide as the terminal; asks the system itself, for argparse would import `shutil` to do it."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = os.get_terminal_size().columns
+        except OSError:
+            columns = 0
+        super().__init__(prog, width=(columns or 80) - 2)
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,6 +46,8 @@ class Parser(argparse.ArgumentParser):
 
 def print_json(document: Any) -> None:
     """Print one JSON document, and nothing else, to standard output."""
+    import json
+
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -47,7 +47,9 @@ def _walk(folder: Path, root: Path, prefix: str, depth: int) -> list[tuple[str, 
     if depth > _MAX_DEPTH:
         raise ConfigurationError(f"{folder}: more than {_MAX_DEPTH} levels deep")
     found: list[tuple[str, Path]] = []
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as scan:
+        entries = list(scan)
+    for entry in entries:
         if entry.name.startswith("."):
             continue
         file, name = Path(entry.path), prefix + entry.name

@@ -1,0 +1,78 @@
+"""``kms policy``: what operators do with policies."""
+
+import argparse
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kms.cli.output import OK, REFUSED, Parser, print_json
+from kms.policy.findings import Severity
+
+
+def main(argv: list[str]) -> int:
+    """Run ``kms policy`` and give the exit status."""
+    arguments = _parser().parse_args(argv)
+    status: int = arguments.run(arguments)
+    return status
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="kms policy", description="Check policies.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_lint(commands)
+    return parser
+
+
+def _add_lint(commands: "argparse._SubParsersAction[Parser]") -> None:
+    lint = commands.add_parser(
+        "lint",
+        help="find everything that is wrong with a policy folder",
+        description="Find everything that is wrong with a policy folder: file, line, column, and what was"
+        " probably meant. Exit status: 0 no errors (warnings do not count), 1 errors, 2 unreadable.",
+        epilog="example: kms policy lint policies/",
+    )
+    lint.add_argument("folder", metavar="DIR", type=Path)
+    lint.add_argument("--development", action="store_true", help="as a server in development mode would")
+    lint.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    lint.set_defaults(run=_lint)
+
+
+def _lint(arguments: argparse.Namespace) -> int:
+    from kms.policy.lint import lint
+    from kms.policy.revision import Revision
+    from kms.policy_folder.reading import read_folder
+
+    files = read_folder(arguments.folder)
+    result = lint(files, development=arguments.development, now=datetime.now(UTC))
+    count = Counter(finding.severity for finding in result.findings)
+    revision = None if count[Severity.ERROR] else Revision.from_lint(result).digest
+    if arguments.json:
+        print_json(
+            {
+                "valid": revision is not None,
+                "revision": revision,
+                "documents": len(result.sources),
+                "errors": count[Severity.ERROR],
+                "warnings": count[Severity.WARNING],
+                "findings": [
+                    {
+                        "file": finding.file,
+                        "line": finding.line,
+                        "column": finding.column,
+                        "severity": finding.severity.value,
+                        "message": finding.message,
+                    }
+                    for finding in result.findings
+                ],
+            }
+        )
+    else:
+        for finding in result.findings:
+            print(finding)
+        print(
+            f"{len(result.sources)} document(s) in {len(files)} file(s):"
+            f" {count[Severity.ERROR]} error(s), {count[Severity.WARNING]} warning(s)"
+        )
+        if revision is not None:
+            print(f"revision {revision}")
+    return REFUSED if revision is None else OK

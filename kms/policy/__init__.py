@@ -1,0 +1,1 @@
+"""Policy: documents, their revision, the compiled look-ups, and the decision. Pure: bytes and values only."""

@@ -1,0 +1,160 @@
+"""Reads `kind: app`, and what every kind has in common."""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final, TypedDict, TypeVar
+
+from kms.identifiers import AppId, ChipId, ComposeHash, OsImageHash
+from kms.keys.names import KeyKind, KeyPattern
+from kms.measurement.images import Binding
+from kms.policy import values
+from kms.policy.documents import STRICT, Allowlist, AppDocument, TlsNames
+from kms.policy.nodes import Node
+from kms.policy.reader import Reader, Slot, Wrong, closest
+
+# A name that never matches would be a rule that forbids nothing, so its form is checked.
+_ADVISORY: Final = re.compile(r"AMD-SB-[0-9]{4,5}")
+_DNS_NAME: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
+_MAX_TLS_DAYS: Final = 398  # CA/Browser Forum baseline requirements, section 6.3.2: what clients accept
+_LONG_HEX: Final = re.compile(
+    r"(?:0x)?(?:[0-9a-fA-F]{16}|[0-9a-fA-F]{32,})"
+)  # meant as an id, of whatever length
+_DSTACK: Final = "dstack"
+_NOBODY: Final = "it allows nobody"
+
+T = TypeVar("T")
+
+compose_hash: Final = values.hex_of(ComposeHash, "a compose hash")
+app_id: Final = values.hex_of(AppId, "an app id")
+os_image_hash: Final = values.hex_of(OsImageHash, "an os_image_hash")
+
+
+class Header(TypedDict):
+    """What every document may carry, read."""
+
+    name: str
+    description: str | None
+    owner: str | None
+
+
+class HeaderSlots:
+    """Reads name, description and owner; `expires_at` is apart, because one kind refuses it."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._name: Slot[str] = reader.required("name", values.name)
+        self._description: Slot[str | None] = reader.optional("description", values.text, None)
+        self._owner: Slot[str | None] = reader.optional("owner", values.text, None)
+
+    @property
+    def values(self) -> Header:
+        """The values. Raises `Unread`."""
+        return {
+            "name": self._name.value,
+            "description": self._description.value,
+            "owner": self._owner.value,
+        }
+
+
+def read_app(reader: Reader) -> AppDocument:
+    """Read an app. Raises `Unread` after its findings were made."""
+    header = HeaderSlots(reader)
+    expires_at = reader.optional("expires_at", values.time, None)
+    identity = reader.required("id", app_id)
+    compose = reader.allowlist("compose", compose_hash, empty=_NOBODY)
+    images = reader.listed("images", name_or(os_image_hash), empty=_NOBODY)
+    chips = reader.allowlist("chips", name_or(values.chip_id), empty=_NOBODY)
+    tcb = reader.required("tcb", values.name, why="name a `kind: tcb`")
+    guest = reader.optional("guest", values.name, STRICT)
+    binding = reader.listed("binding", values.one_of(Binding, "a binding"), empty="no binding, no release")
+    keys = reader.listed("keys", _key, empty="it releases no key")
+    advisories = reader.listed_or("forbid_advisories", _advisory, ())
+    epoch: Slot[int | None] = reader.optional("epoch", values.integer(1, 2**31 - 1), None)
+    tls: Slot[TlsNames | None] = reader.optional("tls", lambda node: _tls(node, reader), None)
+    compat: Slot[str | None] = reader.optional("compat", _compat, None)
+    reader.end()
+    _check_tls(reader, keys.value, tls.value)
+    listed_images, listed_chips = images.value, chips.value
+    return AppDocument(
+        **header.values,
+        expires_at=expires_at.value,
+        id=identity.value,
+        compose=compose.value,
+        images=frozenset(each for each in listed_images if isinstance(each, str)),
+        image_hashes=frozenset(each for each in listed_images if isinstance(each, OsImageHash)),
+        chips=Allowlist(
+            frozenset(each for each in listed_chips.items if isinstance(each, ChipId)),
+            listed_chips.anything,
+        ),
+        chip_sets=frozenset(each for each in listed_chips.items if isinstance(each, str)),
+        tcb=tcb.value,
+        guest=guest.value,
+        binding=frozenset(binding.value),
+        keys=keys.value,
+        forbid_advisories=frozenset(advisories.value),
+        epoch=epoch.value,
+        tls=tls.value,
+        compat=compat.value,
+    )
+
+
+def name_or(parse: Callable[[Node], T]) -> Callable[[Node], T | str]:
+    """Make a parser of either an id, where the text is long hex, or the name of a document."""
+
+    def parse_either(node: Node) -> T | str:
+        return parse(node) if _LONG_HEX.fullmatch(values.text(node)) else values.name(node)
+
+    return parse_either
+
+
+@lru_cache(maxsize=1 << 12)  # ten thousand apps list the same few keys: parsed and kept once
+def _key_pattern(text: str) -> KeyPattern:
+    return KeyPattern.parse(text)
+
+
+def _key(node: Node) -> KeyPattern:
+    text = values.text(node)
+    try:
+        return _key_pattern(text)
+    except ValueError as error:
+        kind = text.partition("@")[0].partition(":")[0]
+        kinds = [each.value for each in KeyKind]
+        hint = "" if kind in kinds else f"; {closest(kind, kinds)}"
+        raise Wrong(node, f"`{text}`: {error}{hint}") from None
+
+
+def _advisory(node: Node) -> str:
+    text = values.text(node)
+    if not _ADVISORY.fullmatch(text):
+        raise Wrong(node, f"`{text}` is not the name of an AMD bulletin, as in AMD-SB-3015")
+    return text
+
+
+def _compat(node: Node) -> str:
+    text = values.text(node)
+    if text != _DSTACK:
+        raise Wrong(node, f"`{text}` is unknown: the only compatibility is `dstack`")
+    return text
+
+
+def _dns_name(node: Node) -> str:
+    text = values.text(node)
+    if len(text) > 253 or not _DNS_NAME.fullmatch(text):
+        raise Wrong(node, "a DNS name in lowercase, without wildcard, is wanted")
+    return text
+
+
+def _tls(node: Node, parent: Reader) -> TlsNames:
+    reader = parent.within(node, "`tls`")
+    names = reader.listed("names", _dns_name, empty="there is nothing to certify")
+    days = reader.required("days", values.integer(1, _MAX_TLS_DAYS))
+    reader.end()
+    return TlsNames(names=names.value, days=days.value)
+
+
+def _check_tls(reader: Reader, keys: tuple[KeyPattern, ...], tls: TlsNames | None) -> None:
+    wanted = any(pattern.kind is KeyKind.TLS for pattern in keys)
+    if wanted and tls is None:
+        reader.notes.error(reader.place("keys"), "key `tls` needs the member `tls: {names: [...], days: 7}`")
+    if tls is not None and not wanted:
+        reader.notes.warning(reader.place("tls"), "`tls` does nothing: `keys` does not list key `tls`")
