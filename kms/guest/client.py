@@ -1,0 +1,209 @@
+"""The guest's client: challenge, request, evidence, keys, and every binding of the answer checked.
+
+::
+
+    client = KeyClient("https://kms:8443", ca_file=ca, identity=pin, source=TsmSource())
+    payload = client.fetch([KeyRequest.parse("disk", "app")], app_document=document)
+
+The identity is pinned because TLS says only which server answers: an impostor who hands out a disk key
+that it knows reads the disk (field lesson 29). The pin belongs in the measured image or command line.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import httpx2
+
+from kms.encoding import b64url
+from kms.errors import ConfigurationError
+from kms.guest.errors import AnswerRejected, Problem, Refused, ServerUnreachable
+from kms.guest.evidence import EvidenceSource, check_app_document, read_report
+from kms.guest.request import build_request
+from kms.guest.transport import Answer, Connection, NoAnswer
+from kms.identifiers import AppId
+from kms.keys.envelope import EnvelopeRejected, Payload, open_envelope
+from kms.keys.names import KeyRequest
+from kms.keys.opening import CannotOpen, RecipientKey
+from kms.keys.sealing import Suite
+from kms.policy.question import AppClaim
+from kms.request import ReleaseRequest, parse_request
+from kms.strict_json import Fields, JsonError, JsonValue
+
+IDENTITY_LENGTH: Final = 32  # Ed25519
+_MAX_CHALLENGE: Final = 256
+_MAX_SEALED: Final = 1 << 20
+_TRY_AGAIN: Final = frozenset({429, 502, 503, 504})  # the server, or a proxy before it, may answer later
+_FIRST_PAUSE: Final = 0.5  # seconds
+_LONGEST_PAUSE: Final = 10.0
+_random = random.SystemRandom()
+
+
+class _Later(Exception):
+    """One attempt brought no answer. `wait` is what the server asked for, in seconds."""
+
+    def __init__(self, why: str, *, wait: int = 0, problem: Problem | None = None) -> None:
+        super().__init__(why)
+        self.why = why
+        self.wait = wait
+        self.problem = problem
+
+
+class KeyClient:
+    """Fetches keys from one server.
+
+    `identity` is the pinned 32-byte KMS identity; None takes keys from any KMS behind the CA. `deadline`
+    is for a whole `fetch`, `timeout` for one exchange, both in seconds. `transport`, `clock`, `sleep` and
+    `jitter` (0 to 1) are for tests.
+    """
+
+    def __init__(
+        self,
+        server_url: str,
+        *,
+        ca_file: Path | None,
+        identity: bytes | None,
+        source: EvidenceSource,
+        suite: Suite = Suite.HPKE_MLKEM768X25519,
+        deadline: float = 60.0,
+        timeout: float = 15.0,
+        transport: httpx2.BaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = _random.random,
+    ) -> None:
+        if identity is not None and len(identity) != IDENTITY_LENGTH:
+            raise ConfigurationError(f"a KMS identity is {IDENTITY_LENGTH} bytes")
+        self._server_url = server_url
+        self._ca_file = ca_file
+        self._identity = identity
+        self._source = source
+        self._suite = suite
+        self._deadline = deadline
+        self._timeout = timeout
+        self._transport = transport
+        self._clock = clock
+        self._sleep = sleep
+        self._jitter = jitter
+
+    def fetch(
+        self,
+        keys: Sequence[KeyRequest],
+        *,
+        app_document: bytes | None = None,
+        app: AppClaim | None = None,
+    ) -> Payload:
+        """Prove what this machine is, and give the verified keys in the order asked.
+
+        `app` is needed when a measured command line names the app, instead of an app document.
+
+        Raises:
+            EvidenceError: the hardware gave no evidence.
+            AppDocumentRefused: the document is not this machine's; nothing was asked.
+            Refused: the server's "no". It is not asked again.
+            ServerUnreachable: no answer before the deadline, or none that would come before it.
+            ServerUntrusted, AnswerRejected: not the server that was meant, or not the answer to this request.
+            MalformedRequest, ConfigurationError: what was asked, or with what, makes no sense.
+
+        """
+        end = self._clock() + self._deadline
+        pause = _FIRST_PAUSE
+        with Connection(
+            self._server_url, ca_file=self._ca_file, timeout=self._timeout, transport=self._transport
+        ) as connection:
+            while True:
+                try:
+                    return self._attempt(connection, end, keys, app_document, app)
+                except _Later as later:
+                    # Jitter on top of what the server asked for: guests of one rack start together.
+                    wait = later.wait + pause * (0.5 + self._jitter() / 2)
+                    if self._clock() + wait >= end:
+                        raise ServerUnreachable(
+                            f"no answer within {self._deadline:g} s; the last try: {later.why}",
+                            problem=later.problem,
+                        ) from later
+                self._sleep(wait)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _attempt(
+        self,
+        connection: Connection,
+        end: float,
+        keys: Sequence[KeyRequest],
+        app_document: bytes | None,
+        app: AppClaim | None,
+    ) -> Payload:
+        """Go the whole way once: after a lost answer a challenge may be spent, so each try has its own."""
+        challenge = _read_challenge(self._post(connection, end, "/v1/challenges", {}, expected=201))
+        recipient = RecipientKey.generate(self._suite)
+        request = parse_request(build_request(challenge, recipient, keys, app))
+        evidence = self._source.evidence(request.report_data)
+        report = read_report(evidence, request.report_data)
+        known = None if app is None else app.app_id
+        if app_document is not None:
+            known = check_app_document(app_document, report, self._identity).app_id
+            evidence["app_document"] = b64url(app_document)
+        answer = self._post(
+            connection,
+            end,
+            "/v1/releases",
+            {"request": b64url(request.raw), "evidence": evidence},
+            expected=200,
+        )
+        return self._open(answer, recipient, request, known)
+
+    def _post(
+        self, connection: Connection, end: float, path: str, document: dict[str, JsonValue], *, expected: int
+    ) -> Answer:
+        try:
+            answer = connection.post(path, document, remaining=lambda: end - self._clock())
+        except NoAnswer as error:
+            raise _Later(str(error)) from error
+        if answer.status == expected:
+            return answer
+        problem = answer.problem()
+        if answer.status in _TRY_AGAIN:
+            why = f"{problem.status} {problem.code}"
+            raise _Later(why, wait=answer.retry_after or 0, problem=problem)
+        raise Refused(problem)
+
+    def _open(
+        self, answer: Answer, recipient: RecipientKey, request: ReleaseRequest, known: AppId | None
+    ) -> Payload:
+        """Open an answer and check everything that binds it to what was asked."""
+        try:
+            fields = Fields(answer.json(), "answer")
+            release_id, suite = fields.text("release_id", at_most=128), fields.text("suite", at_most=128)
+            sealed = fields.base64("sealed", at_most=_MAX_SEALED)
+        except JsonError as error:
+            raise AnswerRejected(str(error), reason="answer-malformed") from None
+        if suite != recipient.suite:
+            raise AnswerRejected("sealed with another suite than asked", reason="suite-mismatch")
+        try:
+            payload = open_envelope(
+                recipient.open(sealed, request.digest),
+                pinned_identity=self._identity,
+                request_sha512=request.digest,
+            )
+        except (CannotOpen, EnvelopeRejected) as error:
+            raise AnswerRejected(error.detail, reason=error.reason) from None
+        if payload.release_id != release_id:
+            raise AnswerRejected("the signed release id is another", reason="release-mismatch")
+        if known is not None and payload.app_id != known:
+            raise AnswerRejected("keys of another app", reason="app-mismatch")
+        asked = request.ask.keys
+        if len(payload.keys) != len(asked) or not all(
+            (key.name, key.scope) == (wanted.name, wanted.scope) and wanted.epoch in {None, key.epoch}
+            for key, wanted in zip(payload.keys, asked, strict=True)
+        ):
+            raise AnswerRejected("other keys than those asked for", reason="keys-mismatch")
+        return payload
+
+
+def _read_challenge(answer: Answer) -> bytes:
+    try:
+        return Fields(answer.json(), "challenge").base64("challenge", at_most=_MAX_CHALLENGE)
+    except JsonError as error:
+        raise AnswerRejected(str(error), reason="answer-malformed") from None

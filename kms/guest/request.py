@@ -1,0 +1,50 @@
+"""The exact bytes of a release request: what the guest's hardware signs, and what it sends.
+
+They are written once and kept. There is no canonical form, so nothing may serialise them again.
+"""
+
+import json
+from collections.abc import Sequence
+
+from kms.encoding import b64url
+from kms.keys.names import KeyRequest
+from kms.keys.opening import RecipientKey
+from kms.policy.question import AppClaim
+from kms.request import parse_request
+from kms.strict_json import JsonValue
+
+
+def build_request(
+    challenge: bytes, recipient: RecipientKey, keys: Sequence[KeyRequest], app: AppClaim | None = None
+) -> bytes:
+    """Give the request bytes for a decoded challenge (at most 256 bytes), a fresh key pair and 1 to 32 keys.
+
+    `app` is for images whose command line names the app, and otherwise a claim that must agree with it.
+
+    Raises:
+        MalformedRequest: no keys, too many, or one twice: what the server would refuse.
+
+    """
+    document: dict[str, JsonValue] = {
+        "challenge": b64url(challenge),
+        "recipient": {"suite": recipient.suite.value, "public_key": b64url(recipient.public_key)},
+        "keys": [_key(key) for key in keys],
+    }
+    if app is not None:
+        document["app"] = _claim(app)
+    request = json.dumps(document, separators=(",", ":")).encode("ascii")
+    # The server's own reader: what it would refuse costs no challenge and no report.
+    parse_request(request)
+    return request
+
+
+def _key(key: KeyRequest) -> dict[str, JsonValue]:
+    entry: dict[str, JsonValue] = {"name": str(key.name), "scope": key.scope.value}
+    if key.epoch is not None:
+        entry["epoch"] = key.epoch
+    return entry
+
+
+def _claim(app: AppClaim) -> dict[str, JsonValue]:
+    members = (("id", app.app_id), ("compose_hash", app.compose_hash), ("instance_id", app.instance_id))
+    return {name: value.hex() for name, value in members if value is not None}

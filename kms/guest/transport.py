@@ -1,0 +1,173 @@
+"""HTTPS to the server as a guest speaks it: one CA, bounded answers, and problems as values.
+
+What a server sends is a stranger's until the envelope inside is verified, so every answer is bounded in
+size and time, and parsed strictly.
+"""
+
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import httpx2
+
+from kms.errors import ConfigurationError
+from kms.guest.errors import AnswerRejected, Problem, ServerUntrusted
+from kms.strict_json import JsonError, JsonValue, parse
+
+MAX_ANSWER: Final = 2 << 20  # bytes; 32 sealed keys with their statements are far below
+_MAX_WORD: Final = 128
+_MAX_REASONS: Final = 64
+
+
+class NoAnswer(Exception):
+    """The network failed before the answer was whole; what the server did with the request is unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole answer. `retry_after` is in seconds, None when the server gave no whole number of them."""
+
+    status: int
+    body: bytes
+    retry_after: int | None
+
+    def json(self) -> dict[str, JsonValue]:
+        """Give the body as a JSON object. Raises `AnswerRejected`."""
+        try:
+            value = parse(self.body)
+        except JsonError as error:
+            raise AnswerRejected(f"the answer is {error}", reason="answer-malformed") from None
+        if not isinstance(value, dict):
+            raise AnswerRejected("the answer is not a JSON object", reason="answer-malformed")
+        return value
+
+    def problem(self) -> Problem:
+        """Read a problem document; one that is none still has its status."""
+        try:
+            body = self.json()
+        except AnswerRejected:
+            body = {}
+        reasons = body.get("reasons")
+        listed = reasons[:_MAX_REASONS] if isinstance(reasons, list) else []
+        return Problem(
+            status=self.status,
+            code=_word(body.get("code")) or "unknown",
+            reasons=tuple(word for word in map(_word, listed) if word),
+            request_id=_word(body.get("request_id")),
+        )
+
+
+class Connection:
+    """A connection to one server. `ca_file` (PEM) is the only CA that is trusted; None: the system's.
+
+    `timeout` is the longest silence, in seconds.
+    """
+
+    def __init__(
+        self,
+        server_url: str,
+        *,
+        ca_file: Path | None,
+        timeout: float,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        url = _checked_url(server_url)
+        self._timeout = timeout
+        self._client = httpx2.Client(
+            base_url=url,
+            verify=_tls(ca_file),
+            timeout=timeout,
+            transport=transport,
+            # What a measured guest does must not depend on its environment's proxies and certificates.
+            trust_env=False,
+            follow_redirects=False,
+            headers={
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+                "User-Agent": "attested-kms-guest",
+            },
+        )
+
+    def __enter__(self) -> Self:
+        self._client.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._client.__exit__(kind, value, traceback)
+
+    def post(self, path: str, document: Mapping[str, JsonValue], *, remaining: Callable[[], float]) -> Answer:
+        """Post a JSON document. `remaining` gives the seconds left for all of it.
+
+        Raises:
+            NoAnswer: the network failed, was silent for the connection's timeout, or no time remains.
+            ServerUntrusted: the TLS certificate does not verify.
+            AnswerRejected: the answer is larger than `MAX_ANSWER`.
+
+        """
+        timeout = min(self._timeout, remaining())
+        if timeout <= 0:
+            raise NoAnswer("no time remains")
+        try:
+            with self._client.stream("POST", path, json=document, timeout=timeout) as response:
+                body = bytearray()
+                for part in response.iter_raw():
+                    body += part
+                    # A timeout is for each read: a server that drips could hold a booting guest for ever.
+                    if remaining() <= 0:
+                        raise NoAnswer("the answer came too slowly")
+                    if len(body) > MAX_ANSWER:
+                        raise AnswerRejected("the answer is too large", reason="answer-malformed")
+        except httpx2.TransportError as error:
+            reason = _certificate_fault(error)
+            if reason is not None:
+                raise ServerUntrusted(f"the server's TLS certificate was refused: {reason}") from error
+            raise NoAnswer(str(error) or type(error).__name__) from error
+        wait = response.headers.get("Retry-After", "")
+        return Answer(
+            status=response.status_code,
+            body=bytes(body),
+            retry_after=int(wait) if wait.isascii() and wait.isdigit() and len(wait) < 10 else None,
+        )
+
+
+def _checked_url(text: str) -> httpx2.URL:
+    remedy = "write https://HOST:PORT"
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL:
+        raise ConfigurationError("the server's address is not a URL", remedy=remedy) from None
+    if url.scheme != "https" or not url.host or url.userinfo or url.query or url.fragment:
+        raise ConfigurationError("the server's address is not plain HTTPS", remedy=remedy)
+    return url
+
+
+def _tls(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        # With a file, nothing else is loaded: no public CA can speak for this server.
+        return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"the CA file {ca_file} cannot be used: {error.strerror or error}", remedy="it must be PEM"
+        ) from error
+
+
+def _certificate_fault(error: BaseException) -> str | None:
+    """Tell a certificate that does not verify, which no retry will change, from a network that fails."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause.verify_message or "it does not verify"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _word(value: JsonValue) -> str | None:
+    """Give a stranger's word if it is short and plain: it will be printed."""
+    if isinstance(value, str) and 0 < len(value) <= _MAX_WORD and value.isascii() and value.isprintable():
+        return value
+    return None

@@ -1,0 +1,164 @@
+"""A SIMULATED machine, and a KMS that is a function from requests to answers."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+
+import httpx2
+import pytest
+
+from kms.encoding import b64url, from_base64
+from kms.guest.client import KeyClient
+from kms.guest.evidence import EvidenceSource
+from kms.identifiers import AppId
+from kms.keys.envelope import build_envelope
+from kms.keys.identity import Identity
+from kms.keys.names import KeyRequest
+from kms.keys.released import ReleasedKey
+from kms.keys.sealing import Suite, seal
+from kms.request import ReleaseRequest, parse_request
+from kms.simulator.chip import SimulatedChip, simulated_chip_id
+from kms.simulator.firmware import build_firmware
+from kms.simulator.hierarchy import AmdHierarchy
+from kms.simulator.machine import SimulatedMachine, describe
+from kms.snp.product import Product
+from kms.snp.report import Report
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+APP_ID = AppId(b"\xa1" * 20)
+OTHER_APP_ID = AppId(b"\xa2" * 20)
+DISK = KeyRequest.parse("disk", "app")
+
+
+def app_document(**members: object) -> bytes:
+    return json.dumps({"version": 1, "app_id": APP_ID.hex(), "compose_hash": "c3" * 32} | members).encode()
+
+
+@pytest.fixture(scope="session")
+def machine() -> SimulatedMachine:
+    # 2048 bits: nothing but the time to make them differs.
+    hierarchy = AmdHierarchy.generate(Product.MILAN, now=NOW, rsa_bits=2048)
+    chip = SimulatedChip.typical(hierarchy, chip_id=simulated_chip_id(Product.MILAN, b"guest"), now=NOW)
+    description = describe(firmware=build_firmware(seed=b"guest"), kernel=b"kernel")
+    return SimulatedMachine.launch(chip, description, app_document=app_document())
+
+
+@dataclass
+class FakeKms:
+    """Answers as the protocol says. `script` comes first: each entry answers one request, whatever it is."""
+
+    identity: Identity = field(default_factory=lambda: Identity.from_prf(b"\x11" * 64))
+    signer: Identity | None = None
+    app_id: AppId = APP_ID
+    script: list[Callable[[httpx2.Request], httpx2.Response]] = field(default_factory=list)
+    requests: list[ReleaseRequest] = field(default_factory=list)
+    evidence: list[dict[str, object]] = field(default_factory=list)
+    challenges: int = 0
+    keys_of: Callable[[ReleaseRequest], Sequence[KeyRequest]] = lambda request: request.ask.keys
+    edit: Callable[[dict[str, object]], dict[str, object]] = lambda answer: answer
+    digest_of: Callable[[ReleaseRequest], bytes] = lambda request: request.digest
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        answer = self.answer(request)
+        # As from a network: not read yet.
+        stream = httpx2.ByteStream(answer.content)
+        return httpx2.Response(answer.status_code, headers=answer.headers, stream=stream)
+
+    def answer(self, request: httpx2.Request) -> httpx2.Response:
+        if self.script:
+            return self.script.pop(0)(request)
+        if request.url.path == "/v1/challenges":
+            self.challenges += 1
+            challenge = b64url(bytes([self.challenges]) * 57)
+            return httpx2.Response(201, json={"challenge": challenge, "expires_at": "2026-11-21T12:05:00Z"})
+        body = json.loads(request.content)
+        asked = parse_request(from_base64(body["request"]))
+        report = Report.parse(from_base64(body["evidence"]["report"]))
+        assert report.report_data == asked.report_data
+        self.requests.append(asked)
+        self.evidence.append(body["evidence"])
+        return httpx2.Response(200, json=self.edit(self.release(asked)))
+
+    def release(self, asked: ReleaseRequest) -> dict[str, object]:
+        keys = [
+            ReleasedKey(name=key.name, scope=key.scope, epoch=key.epoch or 1, value=value_of(key))
+            for key in self.keys_of(asked)
+        ]
+        envelope = build_envelope(
+            self.signer or self.identity,
+            release_id="r1",
+            request_sha512=self.digest_of(asked),
+            app_id=self.app_id,
+            keys=keys,
+        )
+        sealed = seal(asked.recipient, envelope, asked.digest)
+        return {"release_id": "r1", "suite": asked.recipient.suite.value, "sealed": b64url(sealed)}
+
+
+def value_of(key: KeyRequest) -> bytes:
+    return sha256(f"{key.name}@{key.scope}".encode()).digest()
+
+
+def problem(
+    status: int, code: str, *reasons: str, retry_after: str | None = None
+) -> Callable[[httpx2.Request], httpx2.Response]:
+    body = {"type": "urn:x", "title": "x", "status": status, "code": code, "request_id": "q1"}
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    return lambda _: httpx2.Response(status, json=body | {"reasons": list(reasons)}, headers=headers)
+
+
+@dataclass
+class FakeTime:
+    """A clock that moves only when somebody sleeps."""
+
+    now: float = 1000.0
+    slept: list[float] = field(default_factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def kms() -> FakeKms:
+    return FakeKms()
+
+
+@pytest.fixture
+def time() -> FakeTime:
+    return FakeTime()
+
+
+@pytest.fixture
+def client(kms: FakeKms, machine: SimulatedMachine, time: FakeTime) -> KeyClient:
+    return make_client(kms, machine, time)
+
+
+def make_client(
+    kms: FakeKms,
+    source: EvidenceSource,
+    time: FakeTime,
+    *,
+    identity: bytes | None = None,
+    pinned: bool = True,
+    suite: Suite = Suite.HPKE_X25519,
+    deadline: float = 60.0,
+) -> KeyClient:
+    return KeyClient(
+        "https://kms.test:8443",
+        ca_file=None,
+        identity=(identity or kms.identity.public_key) if pinned else None,
+        source=source,
+        suite=suite,
+        deadline=deadline,
+        transport=httpx2.MockTransport(kms),
+        clock=lambda: time.now,
+        sleep=time.sleep,
+        jitter=lambda: 1.0,
+    )
+
+
+def with_host_data(machine: SimulatedMachine, host_data: bytes) -> SimulatedMachine:
+    return replace(machine, guest=replace(machine.guest, host_data=host_data))

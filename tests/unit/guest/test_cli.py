@@ -1,0 +1,173 @@
+"""`kms guest fetch`: where keys go, where they never go, and the exit status."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from kms.cli import run
+from kms.encoding import b64url, from_base64
+from kms.guest.transport import Connection
+from kms.keys.identity import Identity
+from kms.keys.names import KeyRequest
+from kms.simulator.machine import SimulatedMachine
+from tests.unit.guest.conftest import DISK, FakeKms, app_document, problem, value_of
+
+Fetch = Callable[..., int]
+Captured = pytest.CaptureFixture[bytes]
+
+
+@pytest.fixture
+def fetch(kms: FakeKms, machine: SimulatedMachine, monkeypatch: pytest.MonkeyPatch) -> Fetch:
+    def connect(url: str, **options: Any) -> Connection:
+        return Connection(url, **options | {"transport": httpx2.MockTransport(kms)})
+
+    monkeypatch.setattr("kms.guest.client.Connection", connect)
+    monkeypatch.setattr("kms.guest.tsm.TsmSource", lambda *_, **__: machine)
+
+    def fetch(*arguments: str, pin: bool = True) -> int:
+        pinned = ("--identity", b64url(kms.identity.public_key)) if pin else ()
+        argv = ["guest", "fetch", "--server", "https://kms.test:8443", *pinned, *arguments]
+        monkeypatch.setattr(sys, "argv", ["kms", *argv])
+        try:
+            return run(argv)
+        except SystemExit as error:
+            return int(error.code or 0)
+
+    return fetch
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> str:
+    path = tmp_path / "app.json"
+    path.write_bytes(app_document())
+    return str(path)
+
+
+def test_one_key_is_its_raw_bytes_for_a_pipe(fetch: Fetch, capfdbinary: Captured, document: str) -> None:
+    assert fetch("--key", "disk", "--app-document", document) == 0
+    captured = capfdbinary.readouterr()
+    assert captured.out == value_of(DISK)
+    assert captured.err == b""
+
+
+def test_several_keys_are_one_json_document(fetch: Fetch, capfdbinary: Captured) -> None:
+    assert fetch("--key", "disk", "--key", "custom:a/b@instance", "--epoch", "2", "--json") == 0
+    shown = json.loads(capfdbinary.readouterr().out)
+    assert [(key["name"], key["scope"], key["epoch"]) for key in shown["keys"]] == [
+        ("disk", "app", 2),
+        ("custom:a/b", "instance", 2),
+    ]
+    assert from_base64(shown["keys"][0]["value"]) == value_of(DISK)
+
+
+def test_a_file_holds_the_key_and_standard_output_does_not(
+    fetch: Fetch, capfdbinary: Captured, tmp_path: Path
+) -> None:
+    path = tmp_path / "key"
+    assert fetch("--key", "disk", "--output", str(path), "--allow-disk", "--json") == 0
+    assert path.read_bytes() == value_of(DISK)
+    shown = capfdbinary.readouterr().out
+    assert b64url(value_of(DISK)).encode() not in shown
+    assert set(json.loads(shown)["keys"][0]) == {"name", "scope", "epoch", "algorithm"}
+
+
+def test_an_existing_file_costs_no_challenge(fetch: Fetch, kms: FakeKms, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.touch()
+    assert fetch("--key", "disk", "--output", str(path), "--allow-disk") == 2
+    assert kms.challenges == 0
+
+
+def test_a_terminal_never_shows_a_key(
+    fetch: Fetch, kms: FakeKms, monkeypatch: pytest.MonkeyPatch, capfdbinary: Captured
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert fetch("--key", "disk") == 2
+    assert fetch("--key", "disk", "--json") == 2
+    assert kms.challenges == 0
+    assert json.loads(capfdbinary.readouterr().out)["error"]["code"] == "wrong-use"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--key", "disk", "--key", "env"],
+        ["--key", "disks"],
+        ["--key", "env@chip"],
+        ["--key", "disk@"],
+        ["--key", "disk@instance@app"],
+        ["--key", "disk", "--epoch", "0"],
+        ["--key", "disk", "--suite", "rot13"],
+        ["--key", "disk", "--app-id", "00"],
+        ["--key", "disk", "--app-id", "00", "--compose-hash", "00"],
+        ["--key", "disk", "--app-document", "/nonexistent"],
+        ["--key", "disk", "--ca", "/nonexistent"],
+        ["--key", "disk", "--launch", "/nonexistent"],
+        ["--key", "disk", "--trust-any-kms-identity"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_asks_nothing(fetch: Fetch, kms: FakeKms, arguments: list[str]) -> None:
+    assert fetch(*arguments) == 2
+    assert not kms.requests
+
+
+@pytest.mark.parametrize("identity", ["", "AAAA", "!", "A" * 44, "@/nonexistent"])
+def test_an_identity_that_is_none(fetch: Fetch, kms: FakeKms, identity: str) -> None:
+    assert fetch("--key", "disk", "--identity", identity, pin=False) == 2
+    assert kms.challenges == 0
+
+
+def test_a_guest_that_pins_nothing_must_say_so(fetch: Fetch, kms: FakeKms, capfdbinary: Captured) -> None:
+    kms.signer = Identity.from_prf(b"\x22" * 64)
+    assert fetch("--key", "disk", pin=False) == 2
+    assert fetch("--key", "disk") == 1
+    assert capfdbinary.readouterr().out == b""
+    assert fetch("--key", "disk", "--trust-any-kms-identity", pin=False) == 0
+
+
+def test_the_identity_from_a_file(fetch: Fetch, kms: FakeKms, tmp_path: Path) -> None:
+    pin = tmp_path / "kms.id"
+    pin.write_text(b64url(kms.identity.public_key) + "\n")
+    assert fetch("--key", "disk", "--identity", f"@{pin}", pin=False) == 0
+
+
+def test_a_refusal_is_status_1_with_its_reasons(fetch: Fetch, kms: FakeKms, capfdbinary: Captured) -> None:
+    kms.script = [problem(403, "policy-denied", "debug-enabled")]
+    assert fetch("--key", "disk", "--json") == 1
+    shown = json.loads(capfdbinary.readouterr().out)["error"]
+    assert (shown["status"], shown["code"], shown["reasons"]) == (403, "policy-denied", ["debug-enabled"])
+    assert shown["request_id"] == "q1"
+
+
+def test_what_the_server_calls_malformed_is_status_2(
+    fetch: Fetch, kms: FakeKms, capfdbinary: Captured
+) -> None:
+    kms.script = [problem(400, "malformed-evidence", "report-version")]
+    assert fetch("--key", "disk") == 2
+    assert b"malformed-evidence (report-version)" in capfdbinary.readouterr().err
+
+
+def test_an_answer_with_other_keys_is_status_1(fetch: Fetch, kms: FakeKms, capfdbinary: Captured) -> None:
+    kms.keys_of = lambda _: [KeyRequest.parse("disk", "chip")]
+    assert fetch("--key", "disk", "--json") == 1
+    assert json.loads(capfdbinary.readouterr().out)["error"]["reason"] == "keys-mismatch"
+
+
+def test_no_evidence_is_status_2(
+    kms: FakeKms, monkeypatch: pytest.MonkeyPatch, capfdbinary: Captured, tmp_path: Path
+) -> None:
+    def connect(url: str, **options: Any) -> Connection:
+        return Connection(url, **options | {"transport": httpx2.MockTransport(kms)})
+
+    monkeypatch.setattr("kms.guest.client.Connection", connect)
+    pin = b64url(kms.identity.public_key)
+    argv = ["guest", "fetch", "--server", "https://kms.test", "--identity", pin, "--key", "disk", "--json"]
+    assert run([*argv, "--tsm", str(tmp_path / "report")]) == 2
+    assert json.loads(capfdbinary.readouterr().out)["error"]["code"] == "evidence-unavailable"
