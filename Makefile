@@ -26,7 +26,7 @@ serve: $(STAMP) ## run the server with the settings of the environment and kms.t
 	$(BIN)/kms serve
 
 test: $(STAMP) ## all tests but the nightly ones
-	$(BIN)/pytest -n $(PARALLEL) --dist loadgroup -m "not nightly"
+	$(BIN)/pytest -n $(PARALLEL) --dist loadfile -m "not nightly"
 
 lint: $(STAMP) ## ruff, mypy strict, direction of imports
 	$(BIN)/ruff format --check .
@@ -39,7 +39,7 @@ format: $(STAMP) ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 nightly: $(STAMP) ## the exhaustive tests
-	$(BIN)/pytest -n $(PARALLEL) --dist loadgroup -m nightly
+	$(BIN)/pytest -n $(PARALLEL) --dist loadfile -m nightly
 
 clean: ## remove what make made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -6,6 +6,7 @@
     ├── Malformed                 the bytes are not what the format says          400
     │   ├── MalformedRequest
     │   └── MalformedEvidence
+    ├── TooLarge                  more bytes than the protocol allows             413
     ├── ChallengeInvalid                                                          400
     ├── ChallengeExpired                                                          410
     ├── ChallengeUsed                                                             409
@@ -51,6 +52,12 @@ class MalformedEvidence(Malformed):
     """The evidence is not as the protocol or the SNP ABI says."""
 
     code = "malformed-evidence"
+
+
+class TooLarge(KmsError):
+    """The body, the request or the app document is longer than the protocol allows."""
+
+    code = "too-large"
 
 
 class ChallengeInvalid(KmsError):

@@ -25,7 +25,7 @@ from kms.evidence.launch import Launch, LaunchFinder, NamedApp, choose_identity
 from kms.evidence.sev_snp import SnpEvidence, parse_evidence
 from kms.keys import challenge as challenges
 from kms.keys.challenge import NONCE_LENGTH, Challenge
-from kms.keys.derivation import derive
+from kms.keys.derivation import DERIVABLE, derive
 from kms.keys.envelope import build_envelope
 from kms.keys.identity import Identity
 from kms.keys.names import KeyRequest
@@ -197,11 +197,12 @@ async def _judge(
         development=desk.development,
         kms_identity=desk.identity.public_key,
         document_kms_identity=None if document is None else document.kms_identity,
+        document_app=None if document is None else (document.app_id, document.compose_hash),
         enforces=launch.enforces,
     )
     decision = decide(active.policy, boot_info, request.ask, context)
-    checks = (*proven, *decision.checks)
-    if isinstance(decision, Denied):
+    checks = (*proven, *decision.checks, check_derivable(request))
+    if isinstance(decision, Denied) or failures(checks):
         return await case.refuse(POLICY_DENIED, checks, spend=True, boot_info=boot_info, active=active)
 
     # (7) Epochs: the app's pinned one or the newest, unless the guest asks for another that exists.
@@ -253,7 +254,7 @@ async def verify_report(
     same chip (a host's stale table) is it set aside for one from the store.
 
     Raises:
-        CollateralUnavailable: no endorsement certificate was sent and none is stored.
+        CollateralUnavailable: an endorsement certificate or its authority was not sent and is not stored.
 
     """
     report = evidence.report
@@ -261,7 +262,11 @@ async def verify_report(
     outcome = verify(report, certificates, desk.roots, now)
     if isinstance(outcome, VerifiedReport):
         return outcome
-    missing = outcome.leaf is None and not outcome.origin_refused
+    if outcome.origin_refused:
+        return outcome
+    if outcome.authority_missing:
+        raise CollateralUnavailable("the ASK or ASVK of this certificate was not sent, and none is stored")
+    missing = outcome.leaf is None
     # A VLEK is issued to the cloud provider: nobody but the guest's host can supply it.
     if report.flags.signer is Signer.VLEK or not (missing or outcome.stale_leaf):
         return outcome
@@ -317,6 +322,13 @@ def identify(active: ActivePolicy, launch: Launch, document: AppIdentity | None)
         named = launch.cmdline_app[0]
     app = None if named is None else active.policy.app(named)
     return choose_identity(launch, document, frozenset() if app is None else frozenset(app.binding))
+
+
+def check_derivable(request: ReleaseRequest) -> Check:
+    """Check that this version can derive every key asked for, whatever a policy allows."""
+    unbuilt = sorted({str(key.name) for key in request.ask.keys if key.name.kind not in DERIVABLE})
+    detail = f"not in this version: {', '.join(unbuilt)}" if unbuilt else "this version derives all of them"
+    return Check.of("keys-supported", not unbuilt, detail, reason="key-unsupported")
 
 
 def choose_epochs(allowed: Allowed, existing: tuple[int, ...]) -> tuple[dict[KeyRequest, int], Check]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha512
 from typing import Final
 
-from kms.errors import MalformedRequest
+from kms.errors import MalformedRequest, TooLarge
 from kms.identifiers import AppId, ComposeHash, InstanceId
 from kms.keys.names import KeyRequest
 from kms.keys.sealing import Recipient
@@ -51,12 +51,13 @@ def parse_request(raw: bytes) -> ReleaseRequest:
     """Parse the exact request bytes.
 
     Raises:
+        TooLarge: more than 64 KiB.
         MalformedRequest: anything that is not as section 1 of the protocol says, a low-order recipient
             point and an exact duplicate among the keys included.
 
     """
     if len(raw) > MAX_REQUEST:
-        raise MalformedRequest(f"the request is longer than {MAX_REQUEST} bytes")
+        raise TooLarge(f"the request is longer than {MAX_REQUEST} bytes", reason="request-too-large")
     try:
         value = parse(raw)
     except JsonError as error:

@@ -103,6 +103,9 @@ class DecisionStore:
             # Nothing of the batch is there. Whoever waits is told so, and no key leaves.
             _log.error("decisions-not-written", cause=error.detail, count=len(batch))
             outcomes = [LedgerUnavailable(error.detail) for _ in batch]
+        except Exception as error:  # noqa: BLE001 -- the task's outermost shell: nobody may wait for ever
+            _log.error("decisions-not-written", cause=type(error).__name__, count=len(batch), exc_info=error)
+            outcomes = [LedgerUnavailable("the record could not be written") for _ in batch]
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if waiting.done.cancelled():
                 continue

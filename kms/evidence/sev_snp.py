@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from kms.encoding import from_base64
-from kms.errors import MalformedEvidence
+from kms.errors import MalformedEvidence, TooLarge
+from kms.measurement.errors import MeasurementError
 from kms.measurement.images import LaunchHint
+from kms.measurement.launch import LaunchDescription
 from kms.snp import report as snp_report
 from kms.snp.certificate_table import CERTIFICATES, parse_table
 from kms.snp.endorsement import Certificate, load_any
@@ -21,6 +23,7 @@ MAX_APP_DOCUMENT: Final = 64 * 1024
 MAX_CERTIFICATES: Final = 16
 _MAX_CERTIFICATE_TEXT: Final = 64 * 1024
 _MAX_TABLE: Final = 256 * 1024
+_MAX_TEXT: Final = 1 << 20  # a body's size; what is too long for its own limit is told so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,7 @@ def parse_evidence(value: JsonValue) -> SnpEvidence:
 
     Raises:
         MalformedEvidence: it is not as section 2 of the protocol says.
+        TooLarge: the app document is longer than 64 KiB.
 
     """
     fields = Fields(value, "evidence", _malformed)
@@ -52,10 +56,31 @@ def parse_evidence(value: JsonValue) -> SnpEvidence:
             certificates.extend(_from_entry(entry))
     if len(certificates) > MAX_CERTIFICATES:
         raise MalformedEvidence(f"more than {MAX_CERTIFICATES} certificates", reason="certificates-too-many")
-    hint = LaunchHint.parse(fields.take("launch"), _malformed) if fields.has("launch") else LaunchHint()
-    document = fields.base64("app_document", at_most=MAX_APP_DOCUMENT) if fields.has("app_document") else None
+    hint = _hint(fields.take("launch")) if fields.has("launch") else LaunchHint()
+    document = _app_document(fields) if fields.has("app_document") else None
     fields.end()
     return SnpEvidence(report=report, certificates=tuple(certificates), hint=hint, app_document=document)
+
+
+def _app_document(fields: Fields) -> bytes:
+    document = fields.base64("app_document", at_most=_MAX_TEXT)
+    if len(document) > MAX_APP_DOCUMENT:
+        raise TooLarge(
+            f"the app document is longer than {MAX_APP_DOCUMENT} bytes", reason="app-document-too-large"
+        )
+    return document
+
+
+def _hint(value: JsonValue) -> LaunchHint:
+    hint = LaunchHint.parse(value, _malformed)
+    if hint.description is not None:
+        try:
+            LaunchDescription.parse(hint.description)
+        except MeasurementError as error:
+            raise MalformedEvidence(
+                f"evidence.launch.description: {error.detail}", reason="launch-description"
+            ) from error
+    return hint
 
 
 def _from_table(table: bytes) -> list[Certificate]:

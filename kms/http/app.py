@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kms import __version__
-from kms.errors import KmsError, Unavailable
-from kms.http.limits import AddressLimiter, TooLarge
+from kms.errors import KmsError, TooLarge, Unavailable
+from kms.http.limits import AddressLimiter
 from kms.http.problems import problem, problem_of, problem_of_status
 from kms.http.routes import Readiness, guest_routes
 from kms.http.schemas import ReleaseBody
@@ -43,10 +43,8 @@ def create_app(
     )
     app.include_router(guest_routes(desk, readiness, tls_ca))
     app.add_exception_handler(KmsError, _on_kms_error)
-    app.add_exception_handler(TooLarge, _on_too_large)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_exception)
     app.add_middleware(
         _EveryResponse, limiter=limiter, new_request_id=new_request_id, development=desk.development
     )
@@ -84,7 +82,23 @@ class _EveryResponse:
         if refused is not None:
             await refused(scope, receive, send_marked)
             return
-        await self._app(scope, receive, send_marked)
+        await self._guarded(scope, receive, send_marked, request_id)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        """Answer a bug of ours with a bare problem document, and log where it was."""
+        started = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        except Exception as error:  # noqa: BLE001 -- the outermost shell of a request
+            _log.error("failed", request_id=request_id, exc_info=error)
+            if not started:
+                await problem("internal", request_id)(scope, receive, send)
 
     def _refuse(self, scope: Scope, request_id: str) -> Response | None:
         client = scope.get("client")
@@ -104,7 +118,7 @@ class _EveryResponse:
 
 async def _on_kms_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, KmsError):
-        return await _on_exception(request, error)
+        raise error
     log = _log.warning if isinstance(error, Unavailable) else _log.info
     log(
         "not-served",
@@ -113,12 +127,11 @@ async def _on_kms_error(request: Request, error: Exception) -> Response:
         reason=error.reason,
         detail=error.detail,
     )
-    return problem_of(error, request.state.request_id)
-
-
-async def _on_too_large(request: Request, _: Exception) -> Response:
-    # The rest of the body is not read, so the connection cannot be used again.
-    return problem("too-large", request.state.request_id, headers={"Connection": "close"})
+    response = problem_of(error, request.state.request_id)
+    if isinstance(error, TooLarge):
+        # The rest of the body is not read, so the connection cannot be used again.
+        response.headers["Connection"] = "close"
+    return response
 
 
 async def _on_disconnect(request: Request, _: Exception) -> Response:
@@ -132,11 +145,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.headers and "Allow" in error.headers:
         response.headers["Allow"] = error.headers["Allow"]
     return response
-
-
-async def _on_exception(request: Request, error: Exception) -> Response:
-    _log.error("failed", request_id=request.state.request_id, exc_info=error)
-    return problem("internal", request.state.request_id)
 
 
 def _describe_requests(app: FastAPI) -> None:

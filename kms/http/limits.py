@@ -7,14 +7,12 @@ from typing import Final
 
 from starlette.requests import Request
 
+from kms.errors import TooLarge
+
 MAX_BODY: Final = 1 << 20
 # An IPv6 customer has at least a /64: limiting single addresses of it limits nobody.
 _IPV6_PREFIX: Final = 64
 _MOST_ADDRESSES: Final = 100_000
-
-
-class TooLarge(Exception):
-    """The body is longer than `MAX_BODY`."""
 
 
 class AddressLimiter:
@@ -53,13 +51,17 @@ async def read_body(request: Request) -> bytes:
     """
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:12]) > MAX_BODY:
-        raise TooLarge
+        raise _too_large()
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise TooLarge
+            raise _too_large()
     return bytes(body)
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"the body is longer than {MAX_BODY} bytes", reason="body-too-large")
 
 
 def _network(address: str) -> str:

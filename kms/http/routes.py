@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from kms import __version__
 from kms.encoding import b64url
 from kms.errors import MalformedRequest
-from kms.http.limits import read_body
+from kms.http.limits import MAX_BODY, read_body
 from kms.http.problems import problem
 from kms.http.schemas import (
     ChallengeAnswer,
@@ -21,7 +21,6 @@ from kms.http.schemas import (
     ReleaseAnswer,
 )
 from kms.release import Refused, ReleaseDesk, Submission, issue_challenge, release
-from kms.request import MAX_REQUEST
 from kms.strict_json import Fields, JsonError, parse
 
 _log = structlog.get_logger("kms.release")
@@ -129,7 +128,7 @@ def _submission(request: Request, body: bytes) -> Submission:
     submission = Submission(
         release_id=request.state.request_id,
         client=request.client.host if request.client else "unknown",
-        request=fields.base64("request", at_most=MAX_REQUEST),
+        request=fields.base64("request", at_most=MAX_BODY),
         evidence=fields.take("evidence"),
     )
     fields.end()

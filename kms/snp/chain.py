@@ -18,6 +18,9 @@ from kms.snp.roots import TrustedRoots
 
 _LEAF_NAMES = {"SEV-VCEK": Signer.VCEK, "SEV-VLEK": Signer.VLEK}
 _AUTHORITY_PREFIX = {Signer.VCEK: "SEV-", Signer.VLEK: "SEV-VLEK-"}
+_AUTHORITY_NAMES = frozenset(
+    prefix + product.certificate_name for prefix in _AUTHORITY_PREFIX.values() for product in Product
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +28,15 @@ class Chain:
     """The certificates that were judged together, and the product that the pinned root speaks for.
 
     `authority` is the ASK or ASVK. Anything but the leaf is None where no candidate fits; `product` is
-    None unless the ARK is pinned.
+    None unless the ARK is pinned. `authority_missing` says that the leaf names an ASK or ASVK of AMD's as its
+    issuer and no certificate of that name was offered: nothing is known against it yet.
     """
 
     leaf: Certificate
     authority: Certificate | None
     ark: Certificate | None
     product: Product | None
+    authority_missing: bool = False
 
 
 def signer_of(leaf: Certificate) -> Signer | None:
@@ -42,27 +47,32 @@ def signer_of(leaf: Certificate) -> Signer | None:
 def build_chain(leaf: Certificate, authorities: Iterable[Certificate], roots: TrustedRoots) -> Chain:
     """Choose the authority and the ARK for a leaf; `check_chain` says whether they are any good.
 
-    Candidates come from strangers: names only narrow the choice, and among equals the one whose
-    signature fits and whose ARK is pinned wins, so a decoy of the same name changes nothing.
+    Candidates come from strangers: names only narrow the choice, and a chain whose signatures fit up to a
+    pinned ARK wins over every decoy of the same name. Without one, the chain that fits furthest is given, so
+    that the refusal names what is really wrong with it. The work is linear in the candidates.
     """
-    candidates = [*authorities, *roots.development]
-    best = Chain(leaf=leaf, authority=None, ark=None, product=None)
-    for authority in candidates:
-        if authority.subject != leaf.issuer or authority.subject == authority.issuer:
-            continue
-        signs_leaf = leaf.is_signed_by(authority)
-        for ark in candidates:
-            if ark.subject != authority.issuer or ark.subject != ark.issuer:
-                continue
-            product = roots.product_of(ark)
-            chain = Chain(leaf=leaf, authority=authority, ark=ark, product=product)
-            if signs_leaf and product is not None and authority.is_signed_by(ark):
-                return chain
-            if best.ark is None or (best.product is None and product is not None):
-                best = chain
-        if best.authority is None:
-            best = Chain(leaf=leaf, authority=authority, ark=None, product=None)
-    return best
+    candidates = {each.fingerprint: each for each in (*authorities, *roots.development)}.values()
+    named = [each for each in candidates if each.subject == leaf.issuer and each.subject != each.issuer]
+    named.sort(key=leaf.is_signed_by, reverse=True)
+    # One ARK for each pinned key: copies of a pinned certificate cannot multiply the work.
+    pinned = {
+        each.public_key_sha256: each for each in candidates if roots.product_of(each) is not None
+    }.values()
+    for authority in named:
+        for ark in pinned:
+            if ark.subject == authority.issuer and authority.is_signed_by(ark):
+                return Chain(leaf=leaf, authority=authority, ark=ark, product=roots.product_of(ark))
+    if not named:
+        missing = leaf.issuer_name in _AUTHORITY_NAMES and not any(
+            each.subject_name == leaf.issuer_name for each in candidates
+        )
+        return Chain(leaf=leaf, authority=None, ark=None, product=None, authority_missing=missing)
+    authority = named[0]
+    issuers = [each for each in candidates if each.subject == authority.issuer == each.issuer]
+    issuers.sort(key=authority.is_signed_by, reverse=True)
+    issuer = issuers[0] if issuers else None
+    product = None if issuer is None else roots.product_of(issuer)
+    return Chain(leaf=leaf, authority=authority, ark=issuer, product=product)
 
 
 def check_chain(chain: Chain, signer: Signer, now: datetime) -> tuple[Check, ...]:

@@ -65,7 +65,8 @@ class Report:
 
     `chip_id` is None when the field is all zero (masked, or VLEK). `product` is what the CPUID fields say
     (version 3 and later), None in version 2 and for a CPU we do not know. Mitigation vectors are None
-    before version 5.
+    before version 5. `signature` is None only where the flags say that nobody signed (chip key masked, or
+    signer "none") and both halves are zero, as hardware writes it.
     """
 
     raw: bytes
@@ -92,7 +93,7 @@ class Report:
     committed_firmware: FirmwareVersion
     launch_mitigations: int | None
     current_mitigations: int | None
-    signature: tuple[int, int]
+    signature: tuple[int, int] | None
 
     @property
     def signed_bytes(self) -> bytes:
@@ -122,6 +123,7 @@ class Report:
             raise MalformedEvidence(
                 f"POLICY {policy:#x} at 0x008 has wrong reserved bits", reason="policy-bits"
             )
+        flags = SignerFlags.decode(_u32(raw, 0x048))
         cpuid = Cpuid(raw[0x188], raw[0x189], raw[0x18A]) if version >= 3 else None
         product = product_of(cpuid) if cpuid else None
         tcbs = RawTcbs(
@@ -140,7 +142,7 @@ class Report:
             family_id=raw[0x010:0x020],
             image_id=raw[0x020:0x030],
             vmpl=_u32(raw, 0x030),
-            flags=SignerFlags.decode(_u32(raw, 0x048)),
+            flags=flags,
             tcbs=tcbs,
             platform_info=PlatformInfo(_u64(raw, 0x040)),
             report_data=raw[0x050:0x090],
@@ -157,7 +159,7 @@ class Report:
             committed_firmware=_firmware(raw, 0x1EC),
             launch_mitigations=_u64(raw, 0x1F8) if version >= 5 else None,
             current_mitigations=_u64(raw, 0x200) if version >= 5 else None,
-            signature=(_half(raw, 0x2A0, "R"), _half(raw, 0x2A0 + _SIGNATURE_HALF, "S")),
+            signature=_signature(raw, flags),
         )
 
 
@@ -189,6 +191,13 @@ def _check_reserved(raw: bytes, version: int) -> None:
             )
     if _u32(raw, 0x048) & FLAGS_RESERVED_MASK:
         raise MalformedEvidence("reserved bits of the flags at 0x048 are set", reason="reserved-bits")
+
+
+def _signature(raw: bytes, flags: SignerFlags) -> tuple[int, int] | None:
+    unsigned = flags.chip_key_masked or flags.signer is None
+    if unsigned and not any(raw[0x2A0 : 0x2A0 + 2 * _SIGNATURE_HALF]):
+        return None
+    return _half(raw, 0x2A0, "R"), _half(raw, 0x2A0 + _SIGNATURE_HALF, "S")
 
 
 def _half(raw: bytes, offset: int, name: str) -> int:

@@ -52,11 +52,15 @@ class VerifiedReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unverified:
-    """A report that did not pass, with every check that was made. `leaf` is the certificate judged."""
+    """A report that did not pass, with every check that was made.
+
+    `leaf` is the certificate judged. `authority_missing` is that of its `kms.snp.chain.Chain`.
+    """
 
     report: Report
     leaf: Certificate | None
     checks: tuple[Check, ...]
+    authority_missing: bool = False
 
     @property
     def origin_refused(self) -> bool:
@@ -132,7 +136,9 @@ def _verify_with(
     # (6) The signature.
     checks.append(_check_signature(report, leaf))
     if failures(checks) or product is None or versions is None:
-        return Unverified(report=report, leaf=leaf, checks=tuple(checks))
+        return Unverified(
+            report=report, leaf=leaf, checks=tuple(checks), authority_missing=chain.authority_missing
+        )
     return VerifiedReport(
         report=report,
         product=product,
@@ -238,11 +244,10 @@ def _check_tcb(leaf: Certificate, product: Product, versions: TcbVersions) -> tu
 def _check_signature(report: Report, leaf: Certificate) -> Check:
     key = leaf.public_key
     good = False
-    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
+    signature = report.signature
+    if signature and isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
         try:
-            key.verify(
-                encode_dss_signature(*report.signature), report.signed_bytes, ec.ECDSA(hashes.SHA384())
-            )
+            key.verify(encode_dss_signature(*signature), report.signed_bytes, ec.ECDSA(hashes.SHA384()))
             good = True
         except InvalidSignature:
             good = False
