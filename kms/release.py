@@ -38,6 +38,7 @@ from kms.ledger.entries import REFUSED, RELEASED, SALT_LENGTH, DecisionEntry, en
 from kms.policy.decision import Allowed, Context, Denied, decide
 from kms.ports import ActivePolicy, Clock, Collateral, Decisions, Policies, PolicyMoved, Randomness, RootKey
 from kms.request import ReleaseRequest, parse_request
+from kms.snp.chain import is_authority
 from kms.snp.flags import Signer
 from kms.snp.roots import TrustedRoots
 from kms.snp.verify import Unverified, VerifiedReport, check_report_data, verify
@@ -264,7 +265,7 @@ async def verify_report(
         return outcome
     if outcome.origin_refused:
         return outcome
-    if outcome.authority_missing:
+    if outcome.authority_missing and not any(is_authority(each) for each in evidence.certificates):
         raise CollateralUnavailable("the ASK or ASVK of this certificate was not sent, and none is stored")
     missing = outcome.leaf is None
     # A VLEK is issued to the cloud provider: nobody but the guest's host can supply it.

@@ -44,6 +44,11 @@ def signer_of(leaf: Certificate) -> Signer | None:
     return _LEAF_NAMES.get(leaf.subject_name)
 
 
+def is_authority(certificate: Certificate) -> bool:
+    """Say whether a certificate stands where an ASK or ASVK stands: neither a leaf nor self-issued."""
+    return signer_of(certificate) is None and certificate.subject != certificate.issuer
+
+
 def build_chain(leaf: Certificate, authorities: Iterable[Certificate], roots: TrustedRoots) -> Chain:
     """Choose the authority and the ARK for a leaf; `check_chain` says whether they are any good.
 

@@ -41,6 +41,7 @@ _TAG_INTEGER = 0x02
 _TAG_OCTET_STRING = 0x04
 _TAG_IA5_STRING = 0x16
 _LONGEST_DER = 16384
+_RSA_BITS = (2048, 4096)
 
 
 class ExtensionInvalid(ValueError):
@@ -89,12 +90,16 @@ class Certificate:
 
         Only the signature: names, validity and CA bits are `kms.snp.chain`'s.
         """
-        if not self.signed_with_pss_sha384 or not isinstance(issuer.public_key, rsa.RSAPublicKey):
+        key = issuer.public_key
+        if not self.signed_with_pss_sha384 or not isinstance(key, rsa.RSAPublicKey):
+            return False
+        # AMD's keys have 4096 bits; a stranger's larger one would only cost us time.
+        if not _RSA_BITS[0] <= key.key_size <= _RSA_BITS[1]:
             return False
         scheme = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=padding.PSS.AUTO)
         try:
-            issuer.public_key.verify(self.signature, self.signed, scheme, hashes.SHA384())
-        except InvalidSignature:
+            key.verify(self.signature, self.signed, scheme, hashes.SHA384())
+        except (InvalidSignature, ValueError):
             return False
         return True
 
@@ -162,7 +167,7 @@ def load_der(data: bytes) -> Certificate:
         )
     try:
         return _convert(x509.load_der_x509_certificate(data), data)
-    except (ValueError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType) as error:
+    except Exception as error:  # hostile DER makes the library raise TypeError and others too
         raise MalformedEvidence("a certificate does not parse", reason="certificate-unreadable") from error
 
 
@@ -175,7 +180,7 @@ def load_pem(data: bytes) -> tuple[Certificate, ...]:
     """
     try:
         found = x509.load_pem_x509_certificates(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except Exception as error:
         raise MalformedEvidence(
             "a PEM certificate does not parse", reason="certificate-unreadable"
         ) from error
