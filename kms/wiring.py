@@ -31,6 +31,7 @@ from kms.keys.check_value import agrees, check_value
 from kms.keys.identity import Identity
 from kms.keys.root_messages import FOUNDING_EPOCH, Mode, challenge_message, check_message, identity_message
 from kms.packaged import packaged_folder
+from kms.policy.revision import Revision
 from kms.policy_folder.watching import FolderWatcher
 from kms.ports import RootKey
 from kms.release import ReleaseDesk
@@ -176,6 +177,17 @@ async def open_kms(settings: Settings) -> AsyncIterator[Kms]:
             watcher.start()
             stack.push_async_callback(watcher.stop)
         yield Kms(app=app, desk=desk, tls_certificate=certificate, tls_key=key)
+
+
+async def apply_policy(settings: Settings, revision: Revision, *, author: str, message: str) -> bool:
+    """Put a revision in force on the settings' database; say whether that changed anything.
+
+    Raises:
+        ConfigurationError: the database cannot be used.
+
+    """
+    async with open_stores(settings) as stores:
+        return await stores.policies.apply(revision, author=author, message=message)
 
 
 async def serve(settings: Settings) -> None:

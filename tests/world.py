@@ -4,7 +4,7 @@ and the real application on a real SQLite file. Nothing of the release path is r
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.database.decisions import DecisionStore
-from kms.database.engine import open_engine, reading, sqlite_url
+from kms.database.engine import SQLITE_FILE, open_engine, reading, sqlite_url
 from kms.database.migrate import migrate
 from kms.database.policies import FollowedPolicies, PolicyStore
 from kms.database.schema import decisions as decisions_table
@@ -139,7 +139,7 @@ class Answer:
     def check_refused(self, status: int, code: str, *reasons: str) -> None:
         """Check a problem document whole: status, code, exactly these reasons, and nothing else."""
         body = self.body
-        assert (self.status, body["code"], self.reasons) == (status, code, list(reasons))
+        assert (self.status, body["code"], self.reasons) == (status, code, list(reasons)), body
         assert self.response.headers["content-type"] == "application/problem+json"
         assert body["type"] == f"urn:attested-kms:problem:{code}"
         assert body["status"] == status
@@ -184,11 +184,11 @@ class World:
         self.documents = list(documents)
         return revision.digest
 
-    async def apply_changed(self, **changes: dict[str, object]) -> str:
+    async def apply_changed(self, **changes: Mapping[str, object]) -> str:
         """Put the default policy in force with changes by document kind."""
         return await self.apply(*self.default_policy(**changes))
 
-    def default_policy(self, **changes: dict[str, object]) -> list[dict[str, Any]]:
+    def default_policy(self, **changes: Mapping[str, object]) -> list[dict[str, Any]]:
         """Give the policy that allows the honest guest, with changes by document kind."""
         return [
             app_document(self.chip, **changes.get("app", {})),
@@ -204,7 +204,7 @@ class World:
         challenge: str = response.json()["challenge"]
         return challenge
 
-    async def request(self, key: RecipientKey | None = None, **changes: object) -> bytes:
+    async def request(self, key: RecipientKey | None = None, **changes: Any) -> bytes:
         """Give request bytes for a fresh challenge."""
         key = key or RecipientKey.generate(Suite.X25519_SEALEDBOX)
         recipient = {"suite": key.suite.value, "public_key": b64url(key.public_key)}
@@ -242,12 +242,12 @@ class World:
             await self.client.post("/v1/releases", json={"request": b64url(request), "evidence": evidence})
         )
 
-    async def ask(self, machine: SimulatedMachine | None = None, **changes: object) -> Answer:
+    async def ask(self, machine: SimulatedMachine | None = None, **changes: Any) -> Answer:
         """Let a machine (by default the honest one) ask honestly for the disk key."""
         request = await self.request(**changes)
         return await self.post(request, (machine or self.machine).evidence(report_data(request)))
 
-    async def fetch(self, suite: Suite = Suite.X25519_SEALEDBOX, **changes: object) -> Payload:
+    async def fetch(self, suite: Suite = Suite.X25519_SEALEDBOX, **changes: Any) -> Payload:
         """Let the honest machine fetch, and open what it gets."""
         key = RecipientKey.generate(suite)
         request = await self.request(key, **changes)
@@ -281,6 +281,21 @@ def open_answer(answer: Answer, key: RecipientKey, request: bytes, identity: byt
     return open_envelope(envelope, pinned_identity=identity, request_sha512=digest)
 
 
+_MIGRATED: list[bytes] = []
+
+
+async def _open_migrated(folder: Path) -> AsyncEngine:
+    """Open a migrated database in `folder`: migrated once in a test run, then a copy of that file."""
+    file = folder / SQLITE_FILE
+    if not _MIGRATED:
+        engine = open_engine(sqlite_url(folder))
+        await migrate(engine, packaged_folder("migrations"))
+        await engine.dispose()
+        _MIGRATED.append(file.read_bytes())
+    file.write_bytes(_MIGRATED[0])
+    return open_engine(sqlite_url(folder))
+
+
 @asynccontextmanager
 async def open_world(
     folder: Path,
@@ -302,8 +317,7 @@ async def open_world(
     chip = make_chip(SimulatedChip.typical(hierarchy, chip_id=chip_id, now=NOW - timedelta(days=1)))
     description = description or describe_image()
     machine = SimulatedMachine.launch(chip, description, app_document=document())
-    engine = open_engine(sqlite_url(folder))
-    await migrate(engine, packaged_folder("migrations"))
+    engine = await _open_migrated(folder)
 
     def clock() -> datetime:
         return now[0]

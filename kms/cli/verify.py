@@ -35,9 +35,9 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     settings, _ = load_settings(arguments.config)
     # Endorsement certificates have serial number 0; the library's warning about it is known.
-    from kms.telemetry.logs import quiet_serial_zero
+    from kms.telemetry.logs import quiet_certificate_warnings
 
-    quiet_serial_zero()
+    quiet_certificate_warnings()
     now = arguments.at or datetime.now(UTC)
     raw = read_file(arguments.report)
     if len(raw) != LENGTH:

@@ -13,28 +13,30 @@ MAX_BODY: Final = 1 << 20
 # An IPv6 customer has at least a /64: limiting single addresses of it limits nobody.
 _IPV6_PREFIX: Final = 64
 _MOST_ADDRESSES: Final = 100_000
+_SECOND: Final = 1_000_000_000  # nanoseconds
 
 
 class AddressLimiter:
     """A token bucket for each address. `monotonic` gives seconds.
 
-    Each bucket is one number: the time at which it would be full again (GCRA). The oldest addresses are
-    forgotten first, which only gives them a full bucket again.
+    Each bucket is one number: the time at which it would be full again (GCRA), in whole nanoseconds, because
+    rounding would cost tokens. The oldest addresses are forgotten first, which only gives them a full bucket
+    again.
     """
 
     def __init__(self, per_second: int, burst: int, monotonic: Callable[[], float]) -> None:
-        self._interval = 1.0 / per_second
+        self._interval = _SECOND // per_second
         self._tolerance = self._interval * max(burst, 1)
         self._monotonic = monotonic
-        self._full_at: OrderedDict[str, float] = OrderedDict()
+        self._full_at: OrderedDict[str, int] = OrderedDict()
 
     def retry_after(self, address: str) -> float | None:
         """Take a token; None if there was one, else the seconds until there is one again."""
-        now = self._monotonic()
+        now = int(self._monotonic() * _SECOND)
         key = _network(address)
         full_at = max(self._full_at.get(key, now), now) + self._interval
         if full_at - now > self._tolerance:
-            return full_at - now - self._tolerance
+            return (full_at - now - self._tolerance) / _SECOND
         self._full_at[key] = full_at
         self._full_at.move_to_end(key)
         if len(self._full_at) > _MOST_ADDRESSES:

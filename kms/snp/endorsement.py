@@ -223,7 +223,8 @@ def _convert(parsed: x509.Certificate, der: bytes) -> Certificate:
         public_key=_public_key(parsed),
         signed=parsed.tbs_certificate_bytes,
         signature=parsed.signature,
-        signed_with_pss_sha384=_is_pss_sha384(parsed),
+        signed_with_pss_sha384=_is_pss_sha384(parsed)
+        and _algorithms_agree(der, parsed.tbs_certificate_bytes),
         is_ca=is_ca,
         may_sign_certificates=may_sign,
         extensions=extensions,
@@ -248,6 +249,42 @@ def _is_pss_sha384(parsed: x509.Certificate) -> bool:
         and isinstance(parameters, padding.PSS)
         and isinstance(parameters.mgf, padding.MGF1)
     )
+
+
+def _algorithms_agree(der: bytes, tbs: bytes) -> bool:
+    """Say whether the algorithm beside the signature is, byte for byte, the one that is signed.
+
+    RFC 5280 section 4.1.1.2 demands it. The outer one is not signed, so without this a certificate could be
+    changed there and still verify: the same certificate under many fingerprints.
+    """
+    outer = _elements(_content(der))[1]
+    # TBSCertificate: [0] version, serialNumber, signature (the algorithm), …
+    return outer == _elements(_content(tbs))[2]
+
+
+def _content(element: bytes) -> bytes:
+    """Give the content of one DER element. The library has checked the DER before."""
+    return element[_header(element, 0)[0] :]
+
+
+def _elements(content: bytes) -> list[bytes]:
+    """Split DER content into its elements, headers included."""
+    found = []
+    offset = 0
+    while offset < len(content):
+        start, length = _header(content, offset)
+        found.append(content[offset : start + length])
+        offset = start + length
+    return found
+
+
+def _header(data: bytes, offset: int) -> tuple[int, int]:
+    first = data[offset + 1]
+    if first < 0x80:
+        return offset + 2, first
+    octets = first & 0x7F
+    start = offset + 2 + octets
+    return start, int.from_bytes(data[offset + 2 : start], "big")
 
 
 def _common_name(name: x509.Name) -> str:

@@ -130,7 +130,9 @@ def _verify_with(
     # (5) This TCB.
     versions: TcbVersions | None = None
     if product is not None:
-        check_tcb_reserved(report.tcbs, product)
+        if report.version == 2 and not failures(checks):  # the only version without CPUID
+            # Its parser could not know the product; now the chain has proven it.
+            check_tcb_reserved(report.tcbs, product)
         versions = _decode(report, product)
         checks.extend(_check_tcb(leaf, product, versions))
     # (6) The signature.

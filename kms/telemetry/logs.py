@@ -40,12 +40,15 @@ def configure_logs(level: str) -> None:
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
     )
-    quiet_serial_zero()
+    quiet_certificate_warnings()
 
 
-def quiet_serial_zero() -> None:
-    """Silence one warning for the whole process: AMD's certificates have serial number 0, and always will.
+def quiet_certificate_warnings() -> None:
+    """Silence, for the whole process, what the library says of certificates that others made.
+
+    AMD's certificates have serial number 0, and always will; strangers' have names of any length.
 
     Once at start, not around each parse: changing the filters is not thread-safe (docs/decisions/0005).
     """
     warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
+    warnings.filterwarnings("ignore", message="Attribute's length must be")

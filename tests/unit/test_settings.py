@@ -1,0 +1,138 @@
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from kms.errors import ConfigurationError
+from kms.settings import Address, Rate, Settings, load_settings
+
+
+def load(tmp_path: Path, toml: str = "", **environment: str) -> tuple[Settings, tuple[str, ...]]:
+    file = tmp_path / "kms.toml"
+    file.write_text(toml)
+    return load_settings(file, environment)
+
+
+def test_the_defaults_are_those_of_the_protocol() -> None:
+    settings, warnings = load_settings(None, {})
+    assert settings.data_dir == Path("kms-data")
+    assert settings.listen == Address("127.0.0.1", 8443)
+    assert settings.metrics_listen == Address("127.0.0.1", 9443)
+    assert settings.rate_limit == Rate(200, 2000)
+    assert settings.challenge_ttl == timedelta(seconds=300)
+    assert settings.crl == "when-available"
+    assert settings.crl_max_age == timedelta(days=7)
+    assert settings.workers == 1
+    assert not settings.development
+    assert warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("written", "closest"),
+    [
+        ("polcy_dir", "policy_dir"),
+        ("kds_url", "kds_urls"),
+        ("Listen", "listen"),
+        ("rate-limit", "rate_limit"),
+    ],
+)
+def test_lesson_25_an_unknown_key_is_an_error_that_names_the_closest(
+    tmp_path: Path, written: str, closest: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"did you mean `{closest}`"):
+        load(tmp_path, f'{written} = "x"')
+
+
+def test_lesson_25_an_unknown_key_that_resembles_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="zzzz"):
+        load(tmp_path, "zzzz = 1")
+
+
+def test_lesson_25_an_unknown_variable_is_a_warning(tmp_path: Path) -> None:
+    settings, warnings = load(tmp_path, KMS_POLCY_DIR="/x", KMS_ZZZZ="1", OTHER="1", KMS_CONFIG="")
+    assert settings.policy_dir is None
+    assert len(warnings) == 2
+    assert "KMS_POLICY_DIR" in warnings[0]
+    assert warnings[1].startswith("KMS_ZZZZ is not a setting")
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    toml = 'listen = "127.0.0.1:1"\nworkers = 2'
+    settings, _ = load(tmp_path, toml, KMS_LISTEN="[::1]:2", KMS_WORKERS="")
+    assert settings.listen == Address("::1", 2)
+    assert str(settings.listen) == "[::1]:2"
+    assert settings.workers == 2
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text('crl = "off"')
+    settings, warnings = load_settings(None, {"KMS_CONFIG": str(file)})
+    assert settings.crl == "off"
+    assert warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("KMS_LISTEN", "8443"),
+        ("KMS_LISTEN", "localhost:8443"),
+        ("KMS_LISTEN", "127.0.0.1:65536"),
+        ("KMS_LISTEN", "127.0.0.1:-1"),
+        ("KMS_LISTEN", "127.0.0.1:\u0663"),
+        ("KMS_RATE_LIMIT", "0"),
+        ("KMS_RATE_LIMIT", "many"),
+        ("KMS_RATE_LIMIT", "-1/s"),
+        ("KMS_CHALLENGE_TTL", "0"),
+        ("KMS_CHALLENGE_TTL", "-5"),
+        ("KMS_CHALLENGE_TTL", "soon"),
+        ("KMS_CRL", "sometimes"),
+        ("KMS_TLS_MINIMUM", "1.1"),
+        ("KMS_WORKERS", "0"),
+        ("KMS_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_value_names_its_setting(tmp_path: Path, variable: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"setting {variable}: "):
+        load(tmp_path, **{variable: value})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "member", "wanted"),
+    [
+        ("KMS_RATE_LIMIT", "50", "rate_limit", Rate(50, 500)),
+        ("KMS_RATE_LIMIT", "50/s", "rate_limit", Rate(50, 500)),
+        ("KMS_RATE_LIMIT", "50/s burst 60", "rate_limit", Rate(50, 60)),
+        ("KMS_CHALLENGE_TTL", "60", "challenge_ttl", timedelta(seconds=60)),
+        ("KMS_CHALLENGE_TTL", "5 minutes", "challenge_ttl", timedelta(minutes=5)),
+        ("KMS_CRL_MAX_AGE", "2d", "crl_max_age", timedelta(days=2)),
+        ("KMS_METRICS_LISTEN", "off", "metrics_listen", None),
+        ("KMS_KDS_URLS", "https://a, https://b", "kds_urls", ["https://a", "https://b"]),
+        ("KMS_DEVELOPMENT_ROOTS", "roots.pem", "development", True),
+    ],
+)
+def test_values_are_read(tmp_path: Path, variable: str, value: str, member: str, wanted: object) -> None:
+    settings, warnings = load(tmp_path, **{variable: value})
+    assert getattr(settings, member) == wanted
+    assert warnings == ()
+
+
+def test_credentials_are_not_shown(tmp_path: Path) -> None:
+    url = "postgresql+asyncpg://user:hunter2@db/kms"
+    settings, _ = load(tmp_path, KMS_DATABASE_URL=url, KMS_LEDGER_ANCHOR="https://u:hunter2@vault/kv")
+    assert "hunter2" not in str(settings.shown())
+    assert "hunter2" not in repr(settings).replace(repr(settings.ledger_anchor), "")
+    assert set(settings.shown()) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("content", [b"listen = ", b"\xff", b"a = 1\na = 2"])
+def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "kms.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="TOML"):
+        load_settings(file, {})
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="No such file"):
+        load_settings(tmp_path / "nothing.toml", {})
