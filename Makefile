@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 PARALLEL ?= auto
+# Behind a proxy with a certificate authority of its own, uv must trust what the system trusts.
+UV_OPTIONS ?= $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),--system-certs)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint format nightly clean
@@ -16,7 +18,7 @@ $(STAMP): pyproject.toml uv.lock
 	  { echo "make needs Python 3.11 or later; name one with PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --quiet
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --quiet $(UV_OPTIONS)
 	touch $@
 
 demo: $(STAMP) ## a server, a simulated chip, a guest that gets its keys, and attacks that are refused

@@ -12,14 +12,21 @@ from kms.checks import Check, failures
 from kms.errors import MalformedEvidence
 from kms.evidence.app_document import AppIdentity, bind_document
 from kms.evidence.launch import Launch, LaunchFinder, NamedApp, choose_identity
-from kms.identifiers import Measurement
-from kms.measurement.description import os_image_hash
+from kms.identifiers import AppId, ComposeHash, Measurement
+from kms.measurement.description import LaunchDescription, os_image_hash
 from kms.measurement.errors import MeasurementError
+from kms.measurement.explanation import Explanation, explain_measurement
 from kms.measurement.guest_features import SNP_ACTIVE
-from kms.measurement.images import Image, LaunchHint, MeasurementTable
+from kms.measurement.images import (
+    Image,
+    LaunchHint,
+    MeasurementTable,
+    filled_cmdline,
+    has_placeholders,
+)
 from kms.measurement.launch import LaunchFile, launch_measurement
 from kms.measurement.snp import MAX_VCPUS
-from kms.measurement.vcpu_types import VCPU_TYPES
+from kms.measurement.vcpu_types import VCPU_TYPES, vcpu_type_name
 from kms.policy.compiled import Policy
 from kms.policy.decision import Ask, Context, decide
 from kms.snp.endorsement import Certificate
@@ -76,7 +83,9 @@ def explain(question: Question, roots: TrustedRoots, now: datetime, *, developme
     if question.policy is None:
         identity = choose_identity(launch, document, frozenset()) if launch else document
         return Verification(checks=tuple(checks), boot_info=build_boot_info(verified, launch, identity))
-    boot_info = _judge(question.policy, verified, document, checks=checks, now=now, development=development)
+    boot_info = _judge(
+        question, question.policy, verified, document, checks=checks, now=now, development=development
+    )
     return Verification(checks=tuple(checks), boot_info=boot_info)
 
 
@@ -112,27 +121,41 @@ def _check_launch(question: Question, document: AppIdentity | None, checks: list
         wanted = (
             "no machine that fits the launch inputs" if expected is None else f"they give {expected.hex()}"
         )
-        detail = f"{detail}; {wanted}"
+        detail = f"{detail}; {wanted}; {_explained(question, document)}"
     else:
         detail = f"{detail}, as the launch inputs give with {launch.vcpus} vCPUs of {launch.vcpu_type}"
     checks.append(Check.of("measurement", launch is not None, detail, reason="measurement-mismatch"))
     return launch
 
 
+def _explained(question: Question, document: AppIdentity | None) -> Explanation:
+    """Say which launch the measurement shows, by the launch inputs and the policy's images."""
+    measurement, app = question.report.measurement, _named_app(document)
+    images = () if question.policy is None else question.policy.images
+    shown = [
+        image
+        for image in images
+        if MeasurementTable(image, _cmdline(image.description, app)).find(measurement)
+    ]
+    return explain_measurement(measurement, shown or images, question.launch, app=app)
+
+
 def _launched(given: LaunchFile, measurement: Measurement, document: AppIdentity | None) -> Launch | None:
-    image = _image(given)
-    table = MeasurementTable(image, _cmdline(image, document))
-    found = table.find(measurement)
-    if not found:
+    found, cmdline = given.machine(), _cmdline(given.description, _named_app(document))
+    if found is None:
+        table = MeasurementTable(_image(given), cmdline)
+        found = next((each.machine for each in table.find(measurement)), None)
+    elif launch_measurement(given.description, found, cmdline=cmdline) != measurement:
+        found = None
+    if found is None:
         return None
-    machine = found[0]
     return Launch(
         measurement=measurement,
         image=None,
-        os_image_hash=image.os_image_hash,
-        vcpus=machine.machine.vcpus,
-        vcpu_type=given.vcpu_type or machine.vcpu_type,
-        guest_features=machine.machine.guest_features,
+        os_image_hash=os_image_hash(given.description.to_json()),
+        vcpus=found.vcpus,
+        vcpu_type=given.vcpu_type or vcpu_type_name(found.vcpu_signature),
+        guest_features=found.guest_features,
         enforces=frozenset(),
         cmdline_app=None,
     )
@@ -160,16 +183,22 @@ def _expected(given: LaunchFile, document: AppIdentity | None) -> Measurement | 
     machine = given.machine()
     if machine is None:
         return None
-    return launch_measurement(given.description, machine, cmdline=_cmdline(_image(given), document))
+    cmdline = _cmdline(given.description, _named_app(document))
+    return launch_measurement(given.description, machine, cmdline=cmdline)
 
 
-def _cmdline(image: Image, document: AppIdentity | None) -> str | None:
-    if document is None or not image.has_placeholders:
-        return None
-    return image.filled_cmdline(document.app_id, document.compose_hash)
+def _named_app(document: AppIdentity | None) -> tuple[AppId, ComposeHash] | None:
+    return None if document is None else (document.app_id, document.compose_hash)
+
+
+def _cmdline(description: LaunchDescription, app: tuple[AppId, ComposeHash] | None) -> str | None:
+    """Give the filled command line; None where the description's own is measured as it is."""
+    template = description.cmdline or ""
+    return filled_cmdline(template, *app) if app is not None and has_placeholders(template) else None
 
 
 def _judge(
+    question: Question,
     policy: Policy,
     verified: VerifiedReport,
     document: AppIdentity | None,
@@ -184,14 +213,11 @@ def _judge(
         named = NamedApp(app_id=document.app_id, compose_hash=document.compose_hash)
     launch = LaunchFinder(policy).find(verified, LaunchHint(), named)
     shown = verified.report.measurement.hex()
-    checks.append(
-        Check.of(
-            "measurement-known",
-            launch is not None,
-            f"{shown} is {launch.image}" if launch else f"no allowed image shows {shown}",
-            reason="measurement-unknown",
-        )
-    )
+    if launch is None:
+        detail = f"no allowed image shows {shown}; {_explained(question, document)}"
+    else:
+        detail = f"{shown} is {launch.image}"
+    checks.append(Check.of("measurement-known", launch is not None, detail, reason="measurement-unknown"))
     app = policy.app(document.app_id) if document is not None else None
     accepted = frozenset(app.binding) if app is not None else frozenset()
     identity = choose_identity(launch, document, accepted) if launch is not None else document

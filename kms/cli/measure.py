@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from kms import __version__
-from kms.cli.output import OK, Parser, Unreadable, print_json, read_file
+from kms.cli.output import OK, Help, Parser, Unreadable, print_json, read_file
 from kms.encoding import from_hex
 from kms.identifiers import Measurement
 from kms.measurement import other_modes
@@ -40,6 +40,10 @@ _VMMS = {"QEMU": Vmm.QEMU} | {vmm.value: vmm for vmm in Vmm}
 
 def main(argv: list[str]) -> int:
     """Run the command. Raises `KmsError` for what cannot be read or measured."""
+    if argv[:1] == ["id-block"]:
+        from kms.cli import measure_id_block
+
+        return measure_id_block.main(argv[1:])
     parser = _parser()
     args = parser.parse_args(argv)
     mode = _Mode(args.mode)
@@ -61,8 +65,10 @@ def _parser() -> Parser:
     names = ", ".join(VCPU_TYPES)
     parser = Parser(
         prog="kms measure",
+        formatter_class=Help,
         description="Calculate AMD SEV/SEV-ES/SEV-SNP guest launch measurement",
-        epilog="example: kms measure --mode snp --vcpus 2 --vcpu-type EPYC-v4 --ovmf OVMF.fd",
+        epilog="example: kms measure --mode snp --vcpus 2 --vcpu-type EPYC-v4 --ovmf OVMF.fd;"
+        " `kms measure id-block --help` is about ID blocks",
     )
     add = parser.add_argument
     add("--version", action="version", version=f"kms measure {__version__}")

@@ -73,7 +73,11 @@ def read_file(path: Path, *, at_most: int = 1 << 30) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(at_most + 1)
+            # Not `at_most` at once: the buffer for it would cost more than reading. Pipes have no size.
+            size = os.fstat(file.fileno()).st_size or at_most
+            data = file.read(min(size, at_most) + 1)
+            if len(data) > size:
+                data += file.read(at_most + 1 - len(data))
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}") from error
     if len(data) > at_most:

@@ -7,10 +7,9 @@ reader would read differently, is worse than none (field lesson 16).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from struct import Struct
 from types import MappingProxyType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from kms.identifiers import Measurement
 from kms.measurement import guids
@@ -35,13 +34,12 @@ _SECTION: Final = Struct("<III")  # address, length, type
 _U32: Final = Struct("<I")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Firmware:
+class Firmware(NamedTuple):
     """A firmware image, parsed. `gpa` is where it is mapped; `sections` is empty where it has no metadata."""
 
-    data: bytes = field(repr=False)
+    data: bytes
     gpa: int
-    table: Mapping[bytes, bytes] = field(repr=False)
+    table: Mapping[bytes, bytes]
     sections: tuple[Section, ...]
 
     @classmethod
@@ -61,6 +59,10 @@ class Firmware:
         table = _footer_table(data)
         sections = _sections(data, table)
         return cls(data=data, gpa=end_at - len(data), table=MappingProxyType(table), sections=sections)
+
+    # Without the megabytes of data. No `override`: importing it would cost more than parsing.
+    def __repr__(self) -> str:  # type: ignore[explicit-override]
+        return f"Firmware(gpa={self.gpa:#x}, sections={self.sections})"
 
     @property
     def hashes_table_gpa(self) -> int:

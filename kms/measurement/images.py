@@ -27,6 +27,24 @@ COMPOSE_HASH_PLACEHOLDER: Final = "{compose_hash}"
 MAX_FEATURE_SETS: Final = 16
 
 
+def has_placeholders(cmdline: str) -> bool:
+    """Say whether a command line has both placeholders, each exactly once."""
+    return cmdline.count(APP_ID_PLACEHOLDER) == cmdline.count(COMPOSE_HASH_PLACEHOLDER) == 1
+
+
+def filled_cmdline(cmdline: str, app_id: AppId, compose_hash: ComposeHash) -> str:
+    """Replace the placeholders by hex, and leave every other brace as it is.
+
+    Raises:
+        MeasurementError: the command line does not have both placeholders, each once.
+
+    """
+    if not has_placeholders(cmdline):
+        raise MeasurementError("the command line does not have both placeholders, each once")
+    filled = cmdline.replace(APP_ID_PLACEHOLDER, app_id.hex())
+    return filled.replace(COMPOSE_HASH_PLACEHOLDER, compose_hash.hex())
+
+
 class Binding(StrEnum):
     """How an app's identity can be bound to a report."""
 
@@ -95,21 +113,11 @@ class Image:
     @property
     def has_placeholders(self) -> bool:
         """Say whether the command line has both placeholders, each exactly once."""
-        cmdline = self.description.cmdline or ""
-        return cmdline.count(APP_ID_PLACEHOLDER) == cmdline.count(COMPOSE_HASH_PLACEHOLDER) == 1
+        return has_placeholders(self.description.cmdline or "")
 
     def filled_cmdline(self, app_id: AppId, compose_hash: ComposeHash) -> str:
-        """Give the command line of one app: the placeholders replaced by hex, every other brace as it is.
-
-        Raises:
-            MeasurementError: the command line does not have both placeholders, each once.
-
-        """
-        cmdline = self.description.cmdline
-        if cmdline is None or not self.has_placeholders:
-            raise MeasurementError("the command line does not have both placeholders, each once")
-        filled = cmdline.replace(APP_ID_PLACEHOLDER, app_id.hex())
-        return filled.replace(COMPOSE_HASH_PLACEHOLDER, compose_hash.hex())
+        """Give the command line of one app. Raises as `filled_cmdline`."""
+        return filled_cmdline(self.description.cmdline or "", app_id, compose_hash)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

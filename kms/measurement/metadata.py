@@ -1,9 +1,8 @@
 """What OVMF tells the hypervisor about its memory: the SEV metadata sections, and their limits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from kms.identifiers import Measurement
 from kms.measurement.errors import MeasurementError
@@ -25,8 +24,9 @@ class SectionType(IntEnum):
     KERNEL_HASHES = 0x10
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+# Named tuples, here and in the other modules that `kms measure` imports: importing `dataclasses` takes as
+# long as measuring a firmware.
+class Section(NamedTuple):
     """A range that the hypervisor prepares before launch: page-aligned address and size in bytes."""
 
     gpa: int
@@ -34,8 +34,7 @@ class Section:
     type: SectionType
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FirmwareDescription:
+class FirmwareDescription(NamedTuple):
     """What of a firmware image the measurement depends on.
 
     `digest` is the launch digest after the firmware's own pages (``snp:ovmf-hash``), `reset_eip` where

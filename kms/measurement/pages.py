@@ -12,8 +12,8 @@ from typing import Final
 
 from kms.measurement.metadata import PAGE
 
+_PAGE_INFO: Final = Struct("<48s48sHBxxxxxQ")
 _TAIL: Final = Struct("<HBxxxxxQ")  # PAGE_INFO from 0x60: length, type, IMI and permissions, address
-_PAGE_INFO_LENGTH: Final = 0x70
 _NO_CONTENTS: Final = bytes(48)
 
 START: Final = bytes(48)  # the digest before the first page
@@ -37,24 +37,24 @@ def extend_data(digest: bytes, gpa: int, data: bytes | memoryview) -> bytes:
     """Chain NORMAL pages that hold `data` (whole pages) from address `gpa`."""
     view = memoryview(data)
     # The one loop that costs anything: a 4 MiB firmware goes round it 1024 times.
-    tail, normal = _TAIL.pack, int(PageType.NORMAL)
+    pack, length, normal = _PAGE_INFO.pack, _PAGE_INFO.size, int(PageType.NORMAL)
     for offset in range(0, len(view), PAGE):
         contents = sha384(view[offset : offset + PAGE]).digest()
-        digest = sha384(digest + contents + tail(_PAGE_INFO_LENGTH, normal, gpa + offset)).digest()
+        digest = sha384(pack(digest, contents, length, normal, gpa + offset)).digest()
     return digest
 
 
 def extend_empty(digest: bytes, page_type: PageType, gpa: int, size: int) -> bytes:
     """Chain pages of a type whose contents the processor does not measure: `size` bytes from `gpa`."""
-    head = _NO_CONTENTS + _TAIL.pack(_PAGE_INFO_LENGTH, page_type, 0)[:8]
+    pack, length, number = _PAGE_INFO.pack, _PAGE_INFO.size, int(page_type)
     for address in range(gpa, gpa + size, PAGE):
-        digest = sha384(digest + head + address.to_bytes(8, "little")).digest()
+        digest = sha384(pack(digest, _NO_CONTENTS, length, number, address)).digest()
     return digest
 
 
 def vmsa_contents(page: bytes) -> bytes:
     """Give what `extend_vmsa` chains for a VMSA page: the PAGE_INFO after the current digest."""
-    return sha384(page).digest() + _TAIL.pack(_PAGE_INFO_LENGTH, PageType.VMSA, VMSA_GPA)
+    return sha384(page).digest() + _TAIL.pack(_PAGE_INFO.size, PageType.VMSA, VMSA_GPA)
 
 
 def extend_vmsa(digest: bytes, contents: bytes, vcpus: int = 1) -> bytes:

@@ -1,23 +1,42 @@
 """The SNP launch measurement from its parts: firmware digest, sections, kernel hashes, vCPUs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha384
 from itertools import chain, repeat
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 from kms.identifiers import Measurement
 from kms.measurement.errors import MeasurementError
 from kms.measurement.kernel_hashes import check_table_place, hash_page
-from kms.measurement.metadata import FirmwareDescription, Section, SectionType
+from kms.measurement.metadata import FirmwareDescription, SectionType
 from kms.measurement.pages import PageType, extend_data, extend_empty, extend_vmsa, vmsa_contents
 from kms.measurement.vmsa import BSP_EIP, Vmm, VmsaVariant, vmsa_page
 
 MAX_VCPUS: Final = 512  # field lesson 16: a million vCPUs would be hashed one by one
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+# How hypervisors launch a section. Zeros are memory for the firmware's first phase, the SVSM calling area,
+# and a hash page that nothing fills.
+_COMMON_PAGE_TYPES: Final = {
+    SectionType.SEC_MEMORY: PageType.ZERO,
+    SectionType.SECRETS: PageType.SECRETS,
+    SectionType.CPUID: PageType.CPUID,
+    SectionType.SVSM_CAA: PageType.ZERO,
+    SectionType.KERNEL_HASHES: PageType.ZERO,
+}
+_PAGE_TYPES: Final = dict.fromkeys(Vmm, _COMMON_PAGE_TYPES) | {
+    Vmm.GCE: _COMMON_PAGE_TYPES | {SectionType.SEC_MEMORY: PageType.UNMEASURED}
+}
+
+
+class _Machine(NamedTuple):
+    vcpus: int
+    vcpu_signature: int
+    guest_features: int
+
+
+class Machine(_Machine):
     """What the host chose for a launch: vCPUs (1 to 512), CPUID Fn1 EAX (32 bits), SEV_FEATURES (64 bits).
 
     Raises:
@@ -25,16 +44,16 @@ class Machine:
 
     """
 
-    vcpus: int
-    vcpu_signature: int
-    guest_features: int
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        check_vcpus(self.vcpus)
-        if not 0 <= self.vcpu_signature < 1 << 32:
+    def __new__(cls, vcpus: int, vcpu_signature: int, guest_features: int) -> Self:
+        """Check the ranges."""
+        check_vcpus(vcpus)
+        if not 0 <= vcpu_signature < 1 << 32:
             raise MeasurementError("a vCPU signature has 32 bits")
-        if not 0 <= self.guest_features < 1 << 64:
+        if not 0 <= guest_features < 1 << 64:
             raise MeasurementError("guest features have 64 bits")
+        return super().__new__(cls, vcpus, vcpu_signature, guest_features)
 
 
 def check_vcpus(vcpus: int) -> int:
@@ -56,31 +75,20 @@ def metadata_digest(vmm: Vmm, firmware: FirmwareDescription, hash_table: bytes |
     if hash_table is not None:
         check_table_place(firmware.sections, firmware.hashes_table_gpa)
     digest: bytes = firmware.digest
+    page_types = _PAGE_TYPES[vmm]
     for section in firmware.sections:
         if vmm is Vmm.EC2 and section.type is SectionType.CPUID:
             continue
         if hash_table is not None and section.type is SectionType.KERNEL_HASHES:
             digest = extend_data(digest, section.gpa, hash_page(hash_table, firmware.hashes_table_gpa))
         else:
-            digest = extend_empty(digest, _page_type(vmm, section), section.gpa, section.size)
+            digest = extend_empty(digest, page_types[section.type], section.gpa, section.size)
     if vmm is Vmm.EC2:
         # EC2 launches the CPUID page after everything else.
         for section in firmware.sections:
             if section.type is SectionType.CPUID:
                 digest = extend_empty(digest, PageType.CPUID, section.gpa, section.size)
     return digest
-
-
-def _page_type(vmm: Vmm, section: Section) -> PageType:
-    match section.type:
-        case SectionType.SECRETS:
-            return PageType.SECRETS
-        case SectionType.CPUID:
-            return PageType.CPUID
-        case SectionType.SEC_MEMORY if vmm is Vmm.GCE:
-            return PageType.UNMEASURED
-    # Memory for the firmware's first phase, the SVSM calling area, and a hash page that nothing fills.
-    return PageType.ZERO
 
 
 def vmsa_pages(
@@ -100,18 +108,21 @@ def vmsa_pages(
     return chain((boot,), repeat(other, machine.vcpus - 1))
 
 
-def measurements(prefix: bytes, vmm: Vmm, machine: Machine, reset_eip: int) -> Iterator[bytes]:
+def measurements(
+    prefix: bytes, vmm: Vmm, machine: Machine, reset_eip: int, variant: VmsaVariant = VmsaVariant.CURRENT
+) -> Iterator[bytes]:
     """Give the digest of 1, 2, … `machine.vcpus` vCPUs after `prefix` (48 bytes), one hash for each.
 
     Raises:
         MeasurementError: as `vmsa_pages`.
 
     """
-    boot, other = _contents(vmm, machine, reset_eip, VmsaVariant.CURRENT)
+    boot, other = _contents(vmm, machine, reset_eip, variant)
     digest = extend_vmsa(prefix, boot)
     yield digest
+    # Not by `extend_vmsa`: a table has thousands of these, and a call costs as much as a hash.
     for _ in range(machine.vcpus - 1):
-        digest = extend_vmsa(digest, other)
+        digest = sha384(digest + other).digest()
         yield digest
 
 

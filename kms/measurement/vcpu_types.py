@@ -23,6 +23,11 @@ def cpuid_signature(family: int, model: int, stepping: int) -> int:
     return extended_family << 20 | (model >> 4) << 16 | base_family << 8 | (model & 0xF) << 4 | stepping
 
 
+def vcpu_type_name(signature: int) -> str:
+    """Name a vCPU type of this signature, for several measure alike; the signature in hex without one."""
+    return next((name for name, value in VCPU_TYPES.items() if value == signature), f"{signature:#010x}")
+
+
 _NAPLES: Final = cpuid_signature(23, 1, 2)
 _ROME: Final = cpuid_signature(23, 49, 0)
 _MILAN: Final = cpuid_signature(25, 1, 1)

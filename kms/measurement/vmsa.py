@@ -5,10 +5,9 @@ and what the clouds' hypervisors were observed to set, as sev-snp-measure 0.0.13
 7.1.0 has it.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from struct import pack_into
-from typing import Final
+from typing import Final, NamedTuple
 
 from kms.measurement.errors import MeasurementError
 from kms.measurement.metadata import PAGE
@@ -44,8 +43,7 @@ class VmsaVariant(StrEnum):
     SVSM_FCW = "svsm-fcw"  # snp:svsm with the x87 FCW 0x37f that a 6.10 host sets and the tool leaves out
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _State:
+class _State(NamedTuple):
     cs: int  # segment attributes
     ss: int
     tr: int

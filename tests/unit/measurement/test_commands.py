@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from kms.cli import run
 from kms.cli.image import _quoted, images_from
+from kms.cli.output import Unreadable, read_file
 from kms.measurement.firmware import Firmware, firmware_digest
 from kms.measurement.launch import LaunchDescription, Machine, launch_measurement, os_image_hash
 from kms.measurement.vcpu_types import VCPU_TYPES
@@ -227,3 +230,40 @@ def test_any_command_line_survives_yaml(text: str) -> None:
 @pytest.mark.parametrize("hexadecimal", ["1e5", "12345678", "0" * 64, "0x10", "1_0", "null", "yes"])
 def test_values_that_look_like_others_stay_text(hexadecimal: str) -> None:
     assert yaml.safe_load(_quoted(hexadecimal)) == hexadecimal
+
+
+def test_measuring_imports_nothing_slow() -> None:
+    """``kms measure`` is run in loops: these would make it slower than the tool that it replaces."""
+    slow = {
+        "dataclasses",
+        "inspect",
+        "json",
+        "shutil",
+        "typing_extensions",
+        "cryptography",
+        "rfc8785",
+        "yaml",
+    }
+    program = (
+        "import sys; from kms.cli import run;"
+        f"run({[*SNP, *ONE]!r}); print(*sorted(set(sys.modules) & {slow!r}))"
+    )
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=plain, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[1:] == [""]
+
+
+def test_files_of_any_kind_are_read_whole_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    assert len(read_file(path, at_most=100)) == 100
+    with pytest.raises(Unreadable, match="longer than 99 bytes"):
+        read_file(path, at_most=99)
+    reading, writing = os.pipe()
+    os.write(writing, bytes(5000))
+    os.close(writing)
+    # What a shell's <(…) gives: a file without a size.
+    assert len(read_file(Path(f"/dev/fd/{reading}"), at_most=1 << 20)) == 5000
+    os.close(reading)
