@@ -8,7 +8,7 @@ PARALLEL ?= auto
 UV_OPTIONS ?= $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),--system-certs)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format nightly clean
+.PHONY: help demo serve test lint format bench fuzz nightly clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ lint: $(STAMP) ## ruff, mypy strict, direction of imports
 format: $(STAMP) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## measure: ours beside sev-snp-measure and the bare hashing, in one run
+	$(BIN)/python -m bench
+
+fuzz: $(STAMP) ## 100,000 mutations of a valid firmware
+	$(BIN)/python -m tests.fuzz.firmware --cases 100000
 
 nightly: $(STAMP) ## the exhaustive tests
 	$(BIN)/pytest -n $(PARALLEL) --dist loadfile -m nightly

@@ -113,6 +113,7 @@ def _check_launch(question: Question, document: AppIdentity | None, checks: list
     try:
         launch = _launched(question.launch, measurement, document)
         expected = _expected(question.launch, document)
+        explained = "" if launch is not None else str(_explained(question, document))
     except MeasurementError as error:
         checks.append(Check.of("measurement", False, error.detail, reason="measurement-mismatch"))
         return None
@@ -121,7 +122,7 @@ def _check_launch(question: Question, document: AppIdentity | None, checks: list
         wanted = (
             "no machine that fits the launch inputs" if expected is None else f"they give {expected.hex()}"
         )
-        detail = f"{detail}; {wanted}; {_explained(question, document)}"
+        detail = f"{detail}; {wanted}; {explained}"
     else:
         detail = f"{detail}, as the launch inputs give with {launch.vcpus} vCPUs of {launch.vcpu_type}"
     checks.append(Check.of("measurement", launch is not None, detail, reason="measurement-mismatch"))

@@ -5,10 +5,11 @@ Output equals that of sev-snp-measure 0.0.13 wherever that is right; what it wro
 """
 
 import argparse
+import os
+from base64 import b64encode
 from collections.abc import Iterable
 from enum import StrEnum
 from hashlib import sha256
-from pathlib import Path
 
 from kms import __version__
 from kms.cli.output import OK, Help, Parser, Unreadable, print_json, read_file
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     mode = _Mode(args.mode)
     _check_usage(parser, args, mode)
     if mode is _Mode.OVMF_HASH:
-        digest = firmware_digest(read_file(Path(args.ovmf), at_most=MAX_FIRMWARE))
+        digest = firmware_digest(read_file(args.ovmf, at_most=MAX_FIRMWARE))
         _print(args, mode, digest.hex(), sentence=False)
         return OK
     vmm, variant = _VMMS[args.vmm_type], VmsaVariant(args.vmsa_variant)
@@ -174,7 +175,7 @@ def _measure(
     args: argparse.Namespace, mode: _Mode, machine: Machine | None, vmm: Vmm, variant: VmsaVariant
 ) -> tuple[bytes, Iterable[bytes]]:
     """Give the measurement and the VMSA pages that are part of it."""
-    firmware = Firmware.parse(read_file(Path(args.ovmf), at_most=MAX_FIRMWARE))
+    firmware = Firmware.parse(read_file(args.ovmf, at_most=MAX_FIRMWARE))
     table = _hash_table(args)
     if machine is None:
         return other_modes.sev_measurement(firmware, table), ()
@@ -182,8 +183,8 @@ def _measure(
         digest = other_modes.seves_measurement(firmware, table, vmm, machine, variant)
         return digest, other_modes.seves_vmsa_pages(firmware, vmm, machine, variant)
     if mode is _Mode.SEV_SNP_SVSM:
-        vars_size = _file_size(Path(args.vars_file)) if args.vars_file else args.vars_size
-        data = read_file(Path(args.svsm), at_most=MAX_FIRMWARE)
+        vars_size = _file_size(args.vars_file) if args.vars_file else args.vars_size
+        data = read_file(args.svsm, at_most=MAX_FIRMWARE)
         svsm = other_modes.svsm_image(firmware, data, vars_size)
         digest = other_modes.svsm_measurement(firmware, svsm, machine, variant)
         return digest, other_modes.svsm_vmsa_pages(svsm, machine, variant)
@@ -203,15 +204,15 @@ def _given_digest(text: str) -> Measurement:
 def _hash_table(args: argparse.Namespace) -> bytes | None:
     if args.kernel is None:
         return None
-    initrd = NO_INITRD if args.initrd is None else file_sha256(Path(args.initrd))
-    return hash_table(file_sha256(Path(args.kernel)), initrd, args.append or "")
+    initrd = NO_INITRD if args.initrd is None else file_sha256(args.initrd)
+    return hash_table(file_sha256(args.kernel), initrd, args.append or "")
 
 
-def file_sha256(path: Path) -> bytes:
+def file_sha256(path: str | os.PathLike[str]) -> bytes:
     """Give SHA-256 of a file, read piece by piece. Raises `Unreadable`."""
     digest, length = sha256(), 0
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123  # see `read_file`
             while piece := file.read(_CHUNK):
                 digest.update(piece)
                 length += len(piece)
@@ -222,28 +223,25 @@ def file_sha256(path: Path) -> bytes:
     return digest.digest()
 
 
-def _file_size(path: Path) -> int:
+def _file_size(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}") from error
 
 
 def _dump(pages: Iterable[bytes]) -> None:
     for number, page in enumerate(pages):
-        path = Path(f"vmsa{number}.bin")
+        path = f"vmsa{number}.bin"
         try:
-            path.write_bytes(page)
+            with open(path, "wb") as file:  # noqa: PTH123
+                file.write(page)
         except OSError as error:
             raise Unreadable(f"{path}: {error.strerror}") from error
 
 
 def _encoded(measurement: bytes, output_format: str) -> str:
-    if output_format == "hex":
-        return measurement.hex()
-    import base64
-
-    return base64.b64encode(measurement).decode("ascii")
+    return measurement.hex() if output_format == "hex" else b64encode(measurement).decode("ascii")
 
 
 def _print(args: argparse.Namespace, mode: _Mode, measurement: str, *, sentence: bool) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 from kms.errors import ConfigurationError, KmsError, Malformed
@@ -64,7 +63,7 @@ def report_error(command: str, error: KmsError, *, as_json: bool) -> None:
         sys.stderr.write(f"  {remedy}\n")
 
 
-def read_file(path: Path, *, at_most: int = 1 << 30) -> bytes:
+def read_file(path: str | os.PathLike[str], *, at_most: int = 1 << 30) -> bytes:
     """Read a file named on the command line.
 
     Raises:
@@ -72,7 +71,8 @@ def read_file(path: Path, *, at_most: int = 1 << 30) -> bytes:
 
     """
     try:
-        with path.open("rb") as file:
+        # Not by `pathlib`: `kms measure` starts faster without it.
+        with open(path, "rb") as file:  # noqa: PTH123
             # Not `at_most` at once: the buffer for it would cost more than reading. Pipes have no size.
             size = os.fstat(file.fileno()).st_size or at_most
             data = file.read(min(size, at_most) + 1)

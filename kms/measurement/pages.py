@@ -6,13 +6,15 @@ for every hypervisor we know), 0x68 guest physical address; little-endian.
 """
 
 from enum import IntEnum
+from functools import lru_cache
 from hashlib import sha384
 from struct import Struct
 from typing import Final
 
 from kms.measurement.metadata import PAGE
 
-_PAGE_INFO: Final = Struct("<48s48sHBxxxxxQ")
+_page_info: Final = Struct("<48s48sHBxxxxxQ").pack
+_PAGE_INFO_LENGTH: Final = 0x70
 _TAIL: Final = Struct("<HBxxxxxQ")  # PAGE_INFO from 0x60: length, type, IMI and permissions, address
 _NO_CONTENTS: Final = bytes(48)
 
@@ -37,7 +39,7 @@ def extend_data(digest: bytes, gpa: int, data: bytes | memoryview) -> bytes:
     """Chain NORMAL pages that hold `data` (whole pages) from address `gpa`."""
     view = memoryview(data)
     # The one loop that costs anything: a 4 MiB firmware goes round it 1024 times.
-    pack, length, normal = _PAGE_INFO.pack, _PAGE_INFO.size, int(PageType.NORMAL)
+    pack, length, normal = _page_info, _PAGE_INFO_LENGTH, PageType.NORMAL
     for offset in range(0, len(view), PAGE):
         contents = sha384(view[offset : offset + PAGE]).digest()
         digest = sha384(pack(digest, contents, length, normal, gpa + offset)).digest()
@@ -46,15 +48,23 @@ def extend_data(digest: bytes, gpa: int, data: bytes | memoryview) -> bytes:
 
 def extend_empty(digest: bytes, page_type: PageType, gpa: int, size: int) -> bytes:
     """Chain pages of a type whose contents the processor does not measure: `size` bytes from `gpa`."""
-    pack, length, number = _PAGE_INFO.pack, _PAGE_INFO.size, int(page_type)
-    for address in range(gpa, gpa + size, PAGE):
-        digest = sha384(pack(digest, _NO_CONTENTS, length, number, address)).digest()
+    for info in _empty_infos(page_type, gpa, size):
+        digest = sha384(digest + info).digest()
     return digest
+
+
+# Images share firmware layouts, and making these takes a quarter of the time of hashing them. A whole
+# description has at most 4096 (MAX_METADATA_PAGES).
+@lru_cache(maxsize=64)
+def _empty_infos(page_type: PageType, gpa: int, size: int) -> tuple[bytes, ...]:
+    """Give PAGE_INFO after the current digest for each page."""
+    head = _NO_CONTENTS + _TAIL.pack(_PAGE_INFO_LENGTH, page_type, 0)[:8]
+    return tuple(head + address.to_bytes(8, "little") for address in range(gpa, gpa + size, PAGE))
 
 
 def vmsa_contents(page: bytes) -> bytes:
     """Give what `extend_vmsa` chains for a VMSA page: the PAGE_INFO after the current digest."""
-    return sha384(page).digest() + _TAIL.pack(_PAGE_INFO.size, PageType.VMSA, VMSA_GPA)
+    return sha384(page).digest() + _TAIL.pack(_PAGE_INFO_LENGTH, PageType.VMSA, VMSA_GPA)
 
 
 def extend_vmsa(digest: bytes, contents: bytes, vcpus: int = 1) -> bytes:

@@ -75,15 +75,15 @@ def metadata_digest(vmm: Vmm, firmware: FirmwareDescription, hash_table: bytes |
     if hash_table is not None:
         check_table_place(firmware.sections, firmware.hashes_table_gpa)
     digest: bytes = firmware.digest
-    page_types = _PAGE_TYPES[vmm]
+    page_types, cpuid_last = _PAGE_TYPES[vmm], vmm is Vmm.EC2
     for section in firmware.sections:
-        if vmm is Vmm.EC2 and section.type is SectionType.CPUID:
+        if cpuid_last and section.type is SectionType.CPUID:
             continue
         if hash_table is not None and section.type is SectionType.KERNEL_HASHES:
             digest = extend_data(digest, section.gpa, hash_page(hash_table, firmware.hashes_table_gpa))
         else:
             digest = extend_empty(digest, page_types[section.type], section.gpa, section.size)
-    if vmm is Vmm.EC2:
+    if cpuid_last:
         # EC2 launches the CPUID page after everything else.
         for section in firmware.sections:
             if section.type is SectionType.CPUID:

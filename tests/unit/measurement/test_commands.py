@@ -238,6 +238,7 @@ def test_measuring_imports_nothing_slow() -> None:
         "dataclasses",
         "inspect",
         "json",
+        "pathlib",
         "shutil",
         "typing_extensions",
         "cryptography",

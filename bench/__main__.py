@@ -1,0 +1,64 @@
+"""``python -m bench``: everything side by side, and whether the aims are met."""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.measurement import cases
+from bench.pairs import Case
+
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+
+def main() -> int:
+    """Print a table, and write the numbers to a file where one is named."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Compare with sev-snp-measure.")
+    parser.add_argument("--rounds", type=int, default=40, help="turns of each contestant (default 40)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write medians and ratios there as well")
+    args = parser.parse_args()
+    measured = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases(Path(folder), args.rounds):
+            measured.append(case)
+            _print(case)
+    if args.json is not None:
+        args.json.write_text(json.dumps([_described(case) for case in measured], indent=2) + "\n")
+    missed = [case.name for case in measured if not case.met()]
+    print("every aim is met" if not missed else f"aims not met: {'; '.join(missed)}")
+    return 0
+
+
+def _print(case: Case) -> None:
+    print(f"{case.name}{'' if case.limit is None else f' (aim: at most {_time(case.limit)})'}")
+    for who in case.seconds:
+        line = f"  {who:<16} {_time(case.median(who)):>10}"
+        if who != case.ours:
+            line += f"   ours is {case.ratio(who):.3f} of it"
+            if who in case.aims:
+                line += f" (aim: at most {case.aims[who]:.2f})"
+        print(line)
+    sys.stdout.flush()
+
+
+def _described(case: Case) -> dict[str, object]:
+    others = [who for who in case.seconds if who != case.ours]
+    return {
+        "name": case.name,
+        "rounds": len(case.seconds[case.ours]),
+        "median_seconds": {who: case.median(who) for who in case.seconds},
+        "ratio_to": {who: case.ratio(who) for who in others},
+        "aims": dict(case.aims),
+        "limit_seconds": case.limit,
+        "met": case.met(),
+    }
+
+
+def _time(seconds: float) -> str:
+    scale, unit = next((each for each in _UNITS if seconds >= each[0]), _UNITS[-1])
+    return f"{seconds / scale:.2f} {unit}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
