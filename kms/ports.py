@@ -3,12 +3,14 @@
 from datetime import datetime
 from typing import Protocol
 
-from kms.evidence.launch import LaunchFinder
+from kms.evidence.launch import Launch, NamedApp
 from kms.ledger.entries import DecisionEntry
+from kms.measurement.images import LaunchHint
 from kms.policy.compiled import Policy
 from kms.policy.revision import Revision
 from kms.snp.endorsement import Certificate
 from kms.snp.report import Report
+from kms.snp.verify import VerifiedReport
 
 
 class Clock(Protocol):
@@ -72,9 +74,10 @@ class ActivePolicy(Protocol):
         """The policy."""
         ...
 
-    @property
-    def launches(self) -> LaunchFinder:
-        """The finder of launches, with what it already computed for this revision."""
+    async def find_launch(
+        self, verified: VerifiedReport, hint: LaunchHint, app: NamedApp | None
+    ) -> Launch | None:
+        """Find the launch that a report shows, as `kms.evidence.launch.LaunchFinder.find`."""
         ...
 
 

@@ -21,7 +21,7 @@ from kms.checks import Check, failures
 from kms.encoding import b64url
 from kms.errors import ChallengeUsed, CollateralUnavailable, LedgerUnavailable
 from kms.evidence.app_document import AppIdentity, bind_document
-from kms.evidence.launch import Launch, LaunchFinder, NamedApp, choose_identity
+from kms.evidence.launch import Launch, NamedApp, choose_identity
 from kms.evidence.sev_snp import SnpEvidence, parse_evidence
 from kms.keys import challenge as challenges
 from kms.keys.challenge import NONCE_LENGTH, Challenge
@@ -35,7 +35,7 @@ from kms.keys.sealing import seal
 from kms.keys.signed import Signed
 from kms.labels import RECEIPT
 from kms.ledger.entries import REFUSED, RELEASED, SALT_LENGTH, DecisionEntry, entry_digest, timestamp
-from kms.policy.decision import Allowed, Context, Denied, decide
+from kms.policy.decision import Allowed, AppClaim, Context, Denied, decide
 from kms.ports import ActivePolicy, Clock, Collateral, Decisions, Policies, PolicyMoved, Randomness, RootKey
 from kms.request import ReleaseRequest, parse_request
 from kms.snp.chain import is_authority
@@ -168,7 +168,10 @@ async def _judge(
     active = await desk.policies.active()
 
     # (4) Measure: recompute what the allowed images would show, and find the one that was launched.
-    launch = None if active is None else find_launch(active.launches, evidence, request, verified, document)
+    launch = None
+    if active is not None:
+        named = name_app(request, document)
+        launch = await active.find_launch(verified, evidence.hint, named)
     if active is None or launch is None:
         boot_info = build_boot_info(verified, None, document)
         unknown = Check.of(
@@ -299,21 +302,13 @@ def bind_app_document(evidence: SnpEvidence, request: ReleaseRequest) -> tuple[A
     return identity, Check.of("app-document", identity is not None, detail, reason="host-data-mismatch")
 
 
-def find_launch(
-    launches: LaunchFinder,
-    evidence: SnpEvidence,
-    request: ReleaseRequest,
-    verified: VerifiedReport,
-    document: AppIdentity | None,
-) -> Launch | None:
-    """Find the launch; the app that is named, by the request or the document, fills command lines."""
-    claim = request.ask.app
-    named = None
-    if claim is not None and claim.app_id is not None:
-        named = NamedApp(app_id=claim.app_id, compose_hash=claim.compose_hash)
-    elif document is not None:
-        named = NamedApp(app_id=document.app_id, compose_hash=document.compose_hash)
-    return launches.find(verified, evidence.hint, named)
+def name_app(request: ReleaseRequest, document: AppIdentity | None) -> NamedApp | None:
+    """Give the app that the request or the document names: its images come first, it fills command lines."""
+    claim = request.ask.app or AppClaim()
+    app_id, compose_hash = claim.app_id, claim.compose_hash
+    if document is not None:
+        app_id, compose_hash = app_id or document.app_id, compose_hash or document.compose_hash
+    return None if app_id is None else NamedApp(app_id=app_id, compose_hash=compose_hash)
 
 
 def identify(active: ActivePolicy, launch: Launch, document: AppIdentity | None) -> AppIdentity | None:

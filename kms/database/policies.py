@@ -13,12 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kms.database.engine import reading, writing
 from kms.database.schema import active_policy, policy_revisions
 from kms.errors import LedgerUnavailable
-from kms.evidence.launch import LaunchFinder
+from kms.evidence.launch import Launch, LaunchFinder, NamedApp
 from kms.ledger.entries import timestamp
+from kms.measurement.images import LaunchHint
 from kms.policy.compiled import Policy
 from kms.policy.findings import PolicyInvalid
 from kms.policy.revision import Revision
 from kms.ports import Clock
+from kms.snp.verify import VerifiedReport
 
 _log = structlog.get_logger("kms.policy")
 
@@ -38,6 +40,14 @@ class LoadedPolicy:
         """Compile a revision."""
         policy = Policy(revision)
         return cls(policy, LaunchFinder(policy))
+
+    async def find_launch(
+        self, verified: VerifiedReport, hint: LaunchHint, app: NamedApp | None
+    ) -> Launch | None:
+        """Find a launch; while tables are still to be computed, beside the event loop."""
+        if self.launches.filled:
+            return self.launches.find(verified, hint, app)
+        return await asyncio.to_thread(self.launches.find, verified, hint, app)
 
 
 class PolicyStore:
@@ -118,6 +128,7 @@ class FollowedPolicies:
         self._loaded: LoadedPolicy | None = None
         self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
+        self._filling: asyncio.Task[None] | None = None
 
     async def active(self) -> LoadedPolicy | None:
         """Give the revision in force, as last seen."""
@@ -140,7 +151,9 @@ class FollowedPolicies:
                 raise LedgerUnavailable(f"the stored policy {digest} is damaged: {error}") from error
             if revision is None:
                 raise LedgerUnavailable(f"the policy in force, {digest}, is not in the database")
-            self._loaded = await asyncio.to_thread(LoadedPolicy.of, revision)
+            loaded = self._loaded = await asyncio.to_thread(LoadedPolicy.of, revision)
+            # Whoever asks meanwhile waits only for the images of the app that it names.
+            self._filling = asyncio.create_task(asyncio.to_thread(loaded.launches.fill))
             _log.info("policy-in-force", revision=digest)
 
     def start(self) -> None:

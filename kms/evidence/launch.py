@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from threading import Lock
 from typing import Final, Protocol
 
 from kms.evidence.app_document import AppIdentity
@@ -69,13 +70,22 @@ class NamedApp:
 class LaunchFinder:
     """Finds launches for one policy revision, and remembers what it computed.
 
-    Tables are computed when first needed: an image nobody boots costs nothing.
+    Tables are computed when first needed, or ahead by `fill`. Threads may share it.
     """
 
     def __init__(self, allowed: AllowedImages) -> None:
         self._allowed = allowed
         self._tables: dict[int, MeasurementTable] = {}
         self._guest_chosen: OrderedDict[tuple[object, ...], MeasurementTable] = OrderedDict()
+        self._lock = Lock()
+        self.filled = False
+
+    def fill(self) -> None:
+        """Compute every table that does not depend on what a guest says: about a millisecond an image."""
+        for image in self._allowed.images:
+            if not image.has_placeholders:
+                self._table(image, None).compute()
+        self.filled = True
 
     def find(self, verified: VerifiedReport, hint: LaunchHint, app: NamedApp | None) -> Launch | None:
         """Give the launch that the report's MEASUREMENT proves, or None if no allowed image shows it.
@@ -138,14 +148,15 @@ class LaunchFinder:
                 table = self._tables[id(image)] = MeasurementTable(image)
             return table
         key = (image.name, image.os_image_hash, cmdline_app)
-        table = self._guest_chosen.get(key)
-        if table is None:
-            cmdline = None if cmdline_app is None else image.filled_cmdline(*cmdline_app)
-            table = self._guest_chosen[key] = MeasurementTable(image, cmdline)
+        with self._lock:
+            table = self._guest_chosen.pop(key, None)
+            if table is None:
+                cmdline = None if cmdline_app is None else image.filled_cmdline(*cmdline_app)
+                table = MeasurementTable(image, cmdline)
+            # The latest stands last; the first to go is the one that nobody asked for longest.
+            self._guest_chosen[key] = table
             if len(self._guest_chosen) > _MAX_GUEST_CHOSEN_TABLES:
                 self._guest_chosen.popitem(last=False)
-        else:
-            self._guest_chosen.move_to_end(key)
         return table
 
 

@@ -5,7 +5,7 @@ own (field lesson 21). All of them are computed from the one description, so tha
 whatever the guest says of itself.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Self
@@ -202,10 +202,14 @@ class MeasurementTable:
             MeasurementError: the command line given to the table cannot be measured.
 
         """
+        position = self.compute().get(measurement)
+        return () if position is None else (self._machine(position),)
+
+    def compute(self) -> Mapping[bytes, int]:
+        """Compute all measurements if that was not done yet. Raises as `find`."""
         if self._by_digest is None:
             self._by_digest = {digest: position for position, digest in self._compute()}
-        position = self._by_digest.get(measurement)
-        return () if position is None else (self._machine(position),)
+        return self._by_digest
 
     def __iter__(self) -> Iterator[tuple[Measurement, NamedMachine]]:
         """Give each measurement with its machine: by vCPU type, then features, then vCPU count."""
