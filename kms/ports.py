@@ -8,7 +8,7 @@ from kms.ledger.entries import DecisionEntry
 from kms.measurement.images import LaunchHint
 from kms.policy.compiled import Policy
 from kms.policy.revision import Revision
-from kms.snp.endorsement import Certificate
+from kms.snp.certificate import Certificate
 from kms.snp.report import Report
 from kms.snp.verify import VerifiedReport
 

@@ -10,14 +10,15 @@ unavailable dependencies are exceptions (`kms.errors`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 import rfc8785
 
 from kms.boot_info import BootInfo, build_boot_info
 from kms.checks import Check, failures
+from kms.desk import Refused, Released, ReleaseDesk, Submission
 from kms.encoding import b64url
 from kms.errors import ChallengeUsed, CollateralUnavailable, LedgerUnavailable
 from kms.evidence.app_document import AppIdentity, bind_document
@@ -36,11 +37,10 @@ from kms.keys.signed import Signed
 from kms.labels import RECEIPT
 from kms.ledger.entries import REFUSED, RELEASED, SALT_LENGTH, DecisionEntry, entry_digest, timestamp
 from kms.policy.decision import Allowed, AppClaim, Context, Denied, decide
-from kms.ports import ActivePolicy, Clock, Collateral, Decisions, Policies, PolicyMoved, Randomness, RootKey
+from kms.ports import ActivePolicy, PolicyMoved
 from kms.request import ReleaseRequest, parse_request
 from kms.snp.chain import is_authority
 from kms.snp.flags import Signer
-from kms.snp.roots import TrustedRoots
 from kms.snp.verify import Unverified, VerifiedReport, check_report_data, verify
 from kms.strict_json import JsonValue
 
@@ -52,59 +52,6 @@ EPOCH_UNAVAILABLE: Final = "epoch-unavailable"
 # How often a decision is made again because the policy changed under it, before the guest is asked to
 # come back: each round is a whole policy change, so more than a few mean something else is wrong.
 _MOST_JUDGEMENTS: Final = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """What arrived: the exact request bytes, the evidence as strict JSON, and from where.
-
-    `release_id` is the id that the guest is told whatever happens. `client` is the peer's address.
-    """
-
-    release_id: str
-    client: str
-    request: bytes
-    evidence: JsonValue
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Released:
-    """Keys on their way, durable in the record. `sealed` opens only with the guest's private key."""
-
-    release_id: str
-    suite: str
-    sealed: bytes
-    boot_info: BootInfo
-    policy_revision: str
-    receipt: Mapping[str, str]
-    development: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """A stated "no". `reasons` are codes for the guest; `checks` hold values, for operators only."""
-
-    release_id: str
-    code: str
-    reasons: tuple[str, ...]
-    checks: tuple[Check, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseDesk:
-    """Everything that a release needs, joined by `kms.wiring`."""
-
-    clock: Clock
-    randomness: Randomness
-    roots: TrustedRoots
-    collateral: Collateral
-    policies: Policies
-    decisions: Decisions
-    root_key: RootKey
-    identity: Identity
-    challenge_key: bytes = field(repr=False)
-    challenge_lifetime: timedelta
-    development: bool
 
 
 def issue_challenge(desk: ReleaseDesk) -> Challenge:

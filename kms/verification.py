@@ -29,7 +29,7 @@ from kms.measurement.snp import MAX_VCPUS
 from kms.measurement.vcpu_types import VCPU_TYPES, vcpu_type_name
 from kms.policy.compiled import Policy
 from kms.policy.decision import Ask, Context, decide
-from kms.snp.endorsement import Certificate
+from kms.snp.certificate import Certificate
 from kms.snp.report import Report
 from kms.snp.roots import TrustedRoots
 from kms.snp.verify import VerifiedReport, check_report_data, verify

@@ -21,6 +21,7 @@ from kms.database.engine import open_engine, sqlite_url
 from kms.database.installation import Installation
 from kms.database.migrate import migrate
 from kms.database.policies import FollowedPolicies, PolicyStore
+from kms.desk import ReleaseDesk
 from kms.errors import ConfigurationError, LedgerUnavailable, RootKeyUnavailable
 from kms.http.app import create_app
 from kms.http.limits import AddressLimiter
@@ -34,7 +35,6 @@ from kms.packaged import packaged_folder
 from kms.policy.revision import Revision
 from kms.policy_folder.watching import FolderWatcher
 from kms.ports import RootKey
-from kms.release import ReleaseDesk
 from kms.rootkey import RootKeyMissing, create_root_key, open_root_key
 from kms.settings import Settings
 from kms.trust import load_roots

@@ -23,6 +23,7 @@ from kms.database.migrate import migrate
 from kms.database.policies import FollowedPolicies, PolicyStore
 from kms.database.schema import decisions as decisions_table
 from kms.database.schema import spent_challenges
+from kms.desk import ReleaseDesk
 from kms.encoding import b64url
 from kms.http.app import create_app
 from kms.http.limits import AddressLimiter
@@ -36,7 +37,6 @@ from kms.keys.sealing import Suite
 from kms.measurement.launch import LaunchDescription, os_image_hash
 from kms.packaged import packaged_folder
 from kms.policy.revision import Revision
-from kms.release import ReleaseDesk
 from kms.request import report_data
 from kms.rootkey.file import FileRootKey
 from kms.simulator.chip import SimulatedChip, simulated_chip_id

@@ -14,7 +14,8 @@ from kms.policy.findings import PolicyInvalid
 from kms.policy.revision import Revision
 from kms.policy_folder.reading import read_folder
 from kms.settings import Settings, load_settings
-from kms.snp.endorsement import Certificate, load_any
+from kms.snp.certificate import Certificate
+from kms.snp.endorsement import load_any
 from kms.snp.report import LENGTH, Report
 from kms.strict_json import JsonError, JsonValue, parse
 from kms.trust import load_roots

@@ -13,8 +13,9 @@ from kms.measurement.errors import MeasurementError
 from kms.measurement.images import LaunchHint
 from kms.measurement.launch import LaunchDescription
 from kms.snp import report as snp_report
+from kms.snp.certificate import Certificate
 from kms.snp.certificate_table import CERTIFICATES, parse_table
-from kms.snp.endorsement import Certificate, load_any
+from kms.snp.endorsement import load_any
 from kms.snp.report import Report
 from kms.strict_json import Fields, JsonValue
 

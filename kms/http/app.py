@@ -12,12 +12,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kms import __version__
+from kms.desk import ReleaseDesk
 from kms.errors import KmsError, TooLarge, Unavailable
 from kms.http.limits import AddressLimiter
 from kms.http.problems import problem, problem_of, problem_of_status
 from kms.http.routes import Readiness, guest_routes
 from kms.http.schemas import ReleaseBody
-from kms.release import ReleaseDesk
 
 _log = structlog.get_logger("kms.http")
 _REF: Final = "#/components/schemas/{model}"

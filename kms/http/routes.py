@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from kms import __version__
+from kms.desk import Refused, ReleaseDesk, Submission
 from kms.encoding import b64url
 from kms.errors import MalformedRequest
 from kms.http.limits import MAX_BODY, read_body
@@ -20,7 +21,7 @@ from kms.http.schemas import (
     ReadyAnswer,
     ReleaseAnswer,
 )
-from kms.release import Refused, ReleaseDesk, Submission, issue_challenge, release
+from kms.release import issue_challenge, release
 from kms.strict_json import Fields, JsonError, parse
 
 _log = structlog.get_logger("kms.release")

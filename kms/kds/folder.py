@@ -12,8 +12,9 @@ from typing import Final
 import structlog
 
 from kms.errors import CollateralUnavailable, MalformedEvidence
+from kms.snp.certificate import Certificate, ExtensionInvalid
 from kms.snp.chain import signer_of
-from kms.snp.endorsement import Certificate, ExtensionInvalid, load_any
+from kms.snp.endorsement import load_any
 from kms.snp.report import Report
 
 _log = structlog.get_logger("kms.collateral")

@@ -11,7 +11,7 @@ from datetime import datetime
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from kms.checks import Check
-from kms.snp.endorsement import Certificate
+from kms.snp.certificate import Certificate
 from kms.snp.flags import Signer
 from kms.snp.product import Product
 from kms.snp.roots import TrustedRoots

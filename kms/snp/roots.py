@@ -7,7 +7,7 @@ its public key is pinned here.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from kms.snp.endorsement import Certificate
+from kms.snp.certificate import Certificate
 from kms.snp.product import Product, product_named
 
 # SHA-256 of the DER SubjectPublicKeyInfo of ARK-Milan, ARK-Genoa (also Bergamo, Siena) and ARK-Turin, as

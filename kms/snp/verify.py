@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from kms.checks import Check, failures
 from kms.snp import tcb
+from kms.snp.certificate import OID_CSP_ID, OID_HWID, Certificate, ExtensionInvalid
 from kms.snp.chain import Chain, build_chain, check_chain, signer_of
-from kms.snp.endorsement import OID_CSP_ID, OID_HWID, Certificate, ExtensionInvalid
 from kms.snp.flags import Signer
 from kms.snp.product import Product, product_named
 from kms.snp.report import VMPL_HOST, Report, check_tcb_reserved

@@ -18,13 +18,13 @@ from sqlalchemy.exc import OperationalError
 
 from kms import release as release_module
 from kms.database import decisions as decisions_module
+from kms.desk import ReleaseDesk
 from kms.encoding import b64url, from_base64
 from kms.identifiers import AppId
 from kms.keys.root_messages import FOUNDING_EPOCH, app_message, challenge_message
 from kms.keys.signed import Signed
 from kms.labels import RECEIPT
 from kms.ledger.entries import DecisionEntry
-from kms.release import ReleaseDesk
 from kms.request import report_data
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product

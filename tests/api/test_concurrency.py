@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from kms.desk import ReleaseDesk
 from kms.ledger.entries import DecisionEntry
 from kms.policy.revision import Revision
 from kms.ports import Decisions
-from kms.release import ReleaseDesk
 from kms.request import report_data
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product

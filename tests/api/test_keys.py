@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from kms.desk import ReleaseDesk
 from kms.keys.released import ReleasedKey
 from kms.keys.root_messages import FOUNDING_EPOCH
-from kms.release import ReleaseDesk
 from kms.rootkey.file import FileRootKey
 from kms.simulator.chip import SimulatedChip, simulated_chip_id
 from kms.simulator.hierarchy import AmdHierarchy

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from kms.desk import ReleaseDesk
 from kms.encoding import b64url
 from kms.errors import CollateralUnavailable, KmsError, LedgerUnavailable, RootKeyUnavailable
 from kms.http.limits import MAX_BODY, AddressLimiter
 from kms.keys.opening import RecipientKey
 from kms.keys.sealing import Suite
-from kms.release import ReleaseDesk
 from kms.request import report_data
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.simulator.machine import Collateral

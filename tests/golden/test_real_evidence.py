@@ -13,7 +13,8 @@ from kms.errors import MalformedEvidence
 from kms.evidence.app_document import bind_document
 from kms.measurement.images import Binding
 from kms.measurement.launch import launch_measurement, parse_launch_file
-from kms.snp.endorsement import Certificate, load_der, load_pem
+from kms.snp.certificate import Certificate
+from kms.snp.endorsement import load_der, load_pem
 from kms.snp.flags import Signer
 from kms.snp.product import Product
 from kms.snp.report import LENGTH, SIGNED_LENGTH, Report

@@ -27,7 +27,8 @@ from kms.simulator.endorsement_extensions import (
 )
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp import tcb
-from kms.snp.endorsement import ExtensionInvalid, load_der
+from kms.snp.certificate import ExtensionInvalid
+from kms.snp.endorsement import load_der
 from kms.snp.product import Product, product_named
 from kms.snp.report import Report
 from kms.snp.tcb import TcbVersion

@@ -23,7 +23,8 @@ from kms.simulator.endorsement_extensions import (
     TEE_SPL,
     vcek_extensions,
 )
-from kms.snp.endorsement import Certificate, ExtensionInvalid, load_any, load_der, load_pem
+from kms.snp.certificate import Certificate, ExtensionInvalid
+from kms.snp.endorsement import load_any, load_der, load_pem
 from kms.snp.product import Product
 from tests.world import NOW
 

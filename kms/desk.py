@@ -1,0 +1,65 @@
+"""The release desk: what arrives there, what it needs, and what it answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from kms.boot_info import BootInfo
+from kms.checks import Check
+from kms.keys.identity import Identity
+from kms.ports import Clock, Collateral, Decisions, Policies, Randomness, RootKey
+from kms.snp.roots import TrustedRoots
+from kms.strict_json import JsonValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What arrived: the exact request bytes, the evidence as strict JSON, and from where.
+
+    `release_id` is the id that the guest is told whatever happens. `client` is the peer's address.
+    """
+
+    release_id: str
+    client: str
+    request: bytes
+    evidence: JsonValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """Keys on their way, durable in the record. `sealed` opens only with the guest's private key."""
+
+    release_id: str
+    suite: str
+    sealed: bytes
+    boot_info: BootInfo
+    policy_revision: str
+    receipt: Mapping[str, str]
+    development: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A stated "no". `reasons` are codes for the guest; `checks` hold values, for operators only."""
+
+    release_id: str
+    code: str
+    reasons: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseDesk:
+    """Everything that a release needs, joined by `kms.wiring`."""
+
+    clock: Clock
+    randomness: Randomness
+    roots: TrustedRoots
+    collateral: Collateral
+    policies: Policies
+    decisions: Decisions
+    root_key: RootKey
+    identity: Identity
+    challenge_key: bytes = field(repr=False)
+    challenge_lifetime: timedelta
+    development: bool
