@@ -116,15 +116,16 @@ def _is_pss_sha384(parsed: x509.Certificate) -> bool:
     )
 
 
-def _algorithms_agree(der: bytes, tbs: bytes) -> bool:
-    """Say whether the algorithm beside the signature is, byte for byte, the one that is signed.
+def _has_one_spelling(der: bytes, tbs: bytes) -> bool:
+    """Say whether what stands outside the signed part is the only thing that could stand there.
 
-    RFC 5280 section 4.1.1.2 demands it. The outer one is not signed, so without this a certificate could be
-    changed there and still verify: the same certificate under many fingerprints.
+    The algorithm beside the signature must be, byte for byte, the signed one (RFC 5280 section 4.1.1.2), and
+    the signature whole bytes. Otherwise a certificate could be changed there and still verify: one
+    certificate under many fingerprints.
     """
-    outer = _elements(_content(der))[1]
+    _, algorithm, signature = _elements(_content(der))
     # TBSCertificate: [0] version, serialNumber, signature (the algorithm), …
-    return outer == _elements(_content(tbs))[2]
+    return algorithm == _elements(_content(tbs))[2] and _content(signature)[:1] == b"\x00"
 
 
 def _content(element: bytes) -> bytes:
