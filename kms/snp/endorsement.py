@@ -89,7 +89,7 @@ def _convert(parsed: x509.Certificate, der: bytes) -> Certificate:
         signed=parsed.tbs_certificate_bytes,
         signature=parsed.signature,
         signed_with_pss_sha384=_is_pss_sha384(parsed)
-        and _algorithms_agree(der, parsed.tbs_certificate_bytes),
+        and _has_one_spelling(der, parsed.tbs_certificate_bytes),
         is_ca=is_ca,
         may_sign_certificates=may_sign,
         extensions=extensions,
