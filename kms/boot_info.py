@@ -7,7 +7,7 @@ candidate policy. Every value comes from a verified report, a recomputed measure
 from dataclasses import dataclass
 
 from kms.evidence.app_document import AppIdentity
-from kms.evidence.launch import Launch
+from kms.evidence.launch import LaunchFacts
 from kms.evidence.sev_snp import TEE
 from kms.identifiers import AppId, ChipId, ComposeHash, InstanceId, KeyDigest, Measurement, OsImageHash
 from kms.measurement.images import Binding
@@ -124,7 +124,9 @@ class BootInfo:
         }
 
 
-def build_boot_info(verified: VerifiedReport, launch: Launch | None, app: AppIdentity | None) -> BootInfo:
+def build_boot_info(
+    verified: VerifiedReport, launch: LaunchFacts | None, app: AppIdentity | None
+) -> BootInfo:
     """Put together what was proven: by the chip, by recomputation, by the bound document or command line."""
     report = verified.report
     return BootInfo(

@@ -1,12 +1,11 @@
 """A check: one thing that was looked at, what came of it, and the words for those who may read them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One named check of evidence or policy.
+class Check(NamedTuple):
+    """One named check of evidence or policy; a release makes some seventy, so it is the cheapest record.
 
     `name` says what was looked at (``vcek-signature``). `reason` is the stable code that a refused guest
     is given (``[a-z0-9-]+``); it never holds a value. `detail` is a sentence with values, for operators

@@ -3,13 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Final
 
 from kms.boot_info import BootInfo
 from kms.checks import Check
 from kms.keys.identity import Identity
+from kms.ledger.budget import StrangerBudget
 from kms.ports import Clock, Collateral, Decisions, Policies, Randomness, RootKey
 from kms.snp.roots import TrustedRoots
 from kms.strict_json import JsonValue
+
+# Some 4 KB each: below 400 MB a day, however many strangers there are.
+STRANGERS_PER_MINUTE: Final = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +68,4 @@ class ReleaseDesk:
     challenge_key: bytes = field(repr=False)
     challenge_lifetime: timedelta
     development: bool
+    stranger_budget: StrangerBudget = field(default_factory=lambda: StrangerBudget(STRANGERS_PER_MINUTE))

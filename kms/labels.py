@@ -7,7 +7,7 @@ by length (`frame`), never concatenated bare (field lessons 27 and 31).
 
 from typing import Final
 
-# --- the wire (shared/spec/protocol; guests compute these too) ---
+# --- the wire (docs/reference/protocol.md; guests compute these too) ---
 REQUEST: Final = "attested-kms/v1/request"  # REPORT_DATA = SHA-512 over it and the request bytes
 RELEASE: Final = "attested-kms/v1/release"  # HPKE info
 PAYLOAD: Final = "attested-kms/v1/payload"  # identity signature over a released payload

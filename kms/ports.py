@@ -45,7 +45,7 @@ class RootKey(Protocol):
         ...
 
     async def epochs(self) -> tuple[int, ...]:
-        """Give the epochs that exist, oldest first; the last one is the newest."""
+        """Give the epochs that exist, oldest first; never empty, and the last one is the newest."""
         ...
 
 

@@ -11,7 +11,8 @@ unavailable dependencies are exceptions (`kms.errors`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 import rfc8785
@@ -22,11 +23,11 @@ from kms.desk import Refused, Released, ReleaseDesk, Submission
 from kms.encoding import b64url
 from kms.errors import ChallengeUsed, CollateralUnavailable, LedgerUnavailable
 from kms.evidence.app_document import AppIdentity, bind_document
-from kms.evidence.launch import Launch, NamedApp, choose_identity
 from kms.evidence.sev_snp import SnpEvidence, parse_evidence
+from kms.judgement import Circumstances, bind_app, check_measurement, context_of, name_app
 from kms.keys import challenge as challenges
 from kms.keys.challenge import NONCE_LENGTH, Challenge
-from kms.keys.derivation import DERIVABLE, derive
+from kms.keys.derivation import derive
 from kms.keys.envelope import build_envelope
 from kms.keys.identity import Identity
 from kms.keys.names import KeyRequest
@@ -36,8 +37,8 @@ from kms.keys.sealing import seal
 from kms.keys.signed import Signed
 from kms.labels import RECEIPT
 from kms.ledger.entries import REFUSED, RELEASED, SALT_LENGTH, DecisionEntry, entry_digest, timestamp
-from kms.policy.decision import Allowed, AppClaim, Context, Denied, decide
-from kms.ports import ActivePolicy, PolicyMoved
+from kms.policy.decision import Allowed, Denied, decide
+from kms.ports import PolicyMoved
 from kms.request import ReleaseRequest, parse_request
 from kms.snp.chain import is_authority
 from kms.snp.flags import Signer
@@ -52,6 +53,7 @@ EPOCH_UNAVAILABLE: Final = "epoch-unavailable"
 # How often a decision is made again because the policy changed under it, before the guest is asked to
 # come back: each round is a whole policy change, so more than a few mean something else is wrong.
 _MOST_JUDGEMENTS: Final = 5
+_CLOCK_SKEW: Final = timedelta(minutes=1)  # between the server that issued a challenge and this one
 
 
 def issue_challenge(desk: ReleaseDesk) -> Challenge:
@@ -74,7 +76,9 @@ async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refus
     # (1) Receive: shape first, then everything that costs no signature.
     request = parse_request(submission.request)
     evidence = parse_evidence(submission.evidence)
-    challenge = challenges.authenticate(desk.challenge_key, request.challenge, now)
+    challenge = challenges.authenticate(
+        desk.challenge_key, request.challenge, now, longest=desk.challenge_lifetime + _CLOCK_SKEW
+    )
     if await desk.decisions.is_spent(challenge.raw):
         raise ChallengeUsed("this challenge was already spent")
     case = _Case(desk, submission, request, challenge, now)
@@ -82,13 +86,13 @@ async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refus
     if not bound.passed:
         return await case.refuse(EVIDENCE_UNTRUSTED, (bound,), spend=False)
 
-    # (2) Verify: did a genuine chip sign this report? From here on the challenge is spent, whatever comes.
+    # (2) The app: a document counts only if HOST_DATA commits to its exact bytes; only then is it parsed.
+    document, document_check = bind_app_document(evidence, request)
+
+    # (3) Verify: did a genuine chip sign this report? What is decided after this spends the challenge.
     verified = await verify_report(desk, evidence, now)
     if isinstance(verified, Unverified):
         return await case.refuse(EVIDENCE_UNTRUSTED, (bound, *verified.checks), spend=False)
-
-    # (3) The app: a document counts only if HOST_DATA commits to its exact bytes.
-    document, document_check = bind_app_document(evidence, request)
     proven = (bound, *verified.checks, document_check)
     if not document_check.passed:
         return await case.refuse(EVIDENCE_UNTRUSTED, proven, spend=True)
@@ -113,55 +117,38 @@ async def _judge(
     """Judge what was proven by the policy in force, and answer."""
     desk, request = case.desk, case.request
     active = await desk.policies.active()
+    refuse = partial(case.refuse, spend=True, revision=None if active is None else active.policy.revision)
 
     # (4) Measure: recompute what the allowed images would show, and find the one that was launched.
     launch = None
     if active is not None:
-        named = name_app(request, document)
+        named = name_app(request.ask.app, document)
         launch = await active.find_launch(verified, evidence.hint, named)
+    proven = (*proven, check_measurement(verified, launch))
     if active is None or launch is None:
         boot_info = build_boot_info(verified, None, document)
-        unknown = Check.of(
-            MEASUREMENT_UNKNOWN, False, f"no allowed image shows {verified.report.measurement.hex()}"
-        )
-        return await case.refuse(
-            MEASUREMENT_UNKNOWN, (*proven, unknown), spend=True, boot_info=boot_info, active=active
-        )
+        return await refuse(MEASUREMENT_UNKNOWN, proven, boot_info=boot_info)
 
     # (5) BootInfo: what the guest proved, and the app that is bound to it.
-    identity = identify(active, launch, document)
+    identity, binding_check = bind_app(active.policy, launch, document)
     boot_info = build_boot_info(verified, launch, identity)
+    proven = (*proven, binding_check)
     if identity is None:
-        unbound = Check.of(
-            "app-binding",
-            False,
-            "no app document was sent, and the measured command line names no app",
-            reason="app-document-missing",
-        )
-        return await case.refuse(
-            EVIDENCE_UNTRUSTED, (*proven, unbound), spend=True, boot_info=boot_info, active=active
-        )
+        return await refuse(EVIDENCE_UNTRUSTED, proven, boot_info=boot_info)
 
     # (6) Policy: every check, passed or failed.
-    context = Context(
-        now=case.now,
-        development=desk.development,
-        kms_identity=desk.identity.public_key,
-        document_kms_identity=None if document is None else document.kms_identity,
-        document_app=None if document is None else (document.app_id, document.compose_hash),
-        enforces=launch.enforces,
+    circumstances = Circumstances(
+        now=case.now, development=desk.development, kms_identity=desk.identity.public_key
     )
-    decision = decide(active.policy, boot_info, request.ask, context)
-    checks = (*proven, *decision.checks, check_derivable(request))
-    if isinstance(decision, Denied) or failures(checks):
-        return await case.refuse(POLICY_DENIED, checks, spend=True, boot_info=boot_info, active=active)
+    decision = decide(active.policy, boot_info, request.ask, context_of(circumstances, launch, document))
+    checks = (*proven, *decision.checks)
+    if isinstance(decision, Denied):
+        return await refuse(POLICY_DENIED, checks, boot_info=boot_info)
 
     # (7) Epochs: the app's pinned one or the newest, unless the guest asks for another that exists.
     epochs, epoch_check = choose_epochs(decision, await desk.root_key.epochs())
     if not epoch_check.passed:
-        return await case.refuse(
-            EPOCH_UNAVAILABLE, (*checks, epoch_check), spend=True, boot_info=boot_info, active=active
-        )
+        return await refuse(EPOCH_UNAVAILABLE, (*checks, epoch_check), boot_info=boot_info)
 
     # (8) Derive and seal; nothing leaves yet.
     keys = await derive_keys(desk, decision, epochs)
@@ -178,7 +165,7 @@ async def _judge(
     entry = case.entry(
         outcome=RELEASED,
         code=None,
-        checks=checks,
+        checks=(*checks, epoch_check),
         spend=True,
         boot_info=boot_info,
         revision=decision.revision,
@@ -247,31 +234,6 @@ def bind_app_document(evidence: SnpEvidence, request: ReleaseRequest) -> tuple[A
     identity = bind_document(document, evidence.report.host_data)
     detail = f"HOST_DATA {evidence.report.host_data.hex()} commits to the app document"
     return identity, Check.of("app-document", identity is not None, detail, reason="host-data-mismatch")
-
-
-def name_app(request: ReleaseRequest, document: AppIdentity | None) -> NamedApp | None:
-    """Give the app that the request or the document names: its images come first, it fills command lines."""
-    claim = request.ask.app or AppClaim()
-    app_id, compose_hash = claim.app_id, claim.compose_hash
-    if document is not None:
-        app_id, compose_hash = app_id or document.app_id, compose_hash or document.compose_hash
-    return None if app_id is None else NamedApp(app_id=app_id, compose_hash=compose_hash)
-
-
-def identify(active: ActivePolicy, launch: Launch, document: AppIdentity | None) -> AppIdentity | None:
-    """Choose the binding that counts: one that the app accepts and the image enforces, if there is one."""
-    named = document.app_id if document is not None else None
-    if named is None and launch.cmdline_app is not None:
-        named = launch.cmdline_app[0]
-    app = None if named is None else active.policy.app(named)
-    return choose_identity(launch, document, frozenset() if app is None else frozenset(app.binding))
-
-
-def check_derivable(request: ReleaseRequest) -> Check:
-    """Check that this version can derive every key asked for, whatever a policy allows."""
-    unbuilt = sorted({str(key.name) for key in request.ask.keys if key.name.kind not in DERIVABLE})
-    detail = f"not in this version: {', '.join(unbuilt)}" if unbuilt else "this version derives all of them"
-    return Check.of("keys-supported", not unbuilt, detail, reason="key-unsupported")
 
 
 def choose_epochs(allowed: Allowed, existing: tuple[int, ...]) -> tuple[dict[KeyRequest, int], Check]:
@@ -363,16 +325,20 @@ class _Case:
         *,
         spend: bool,
         boot_info: BootInfo | None = None,
-        active: ActivePolicy | None = None,
+        revision: str | None = None,
     ) -> Refused:
-        """Record a refusal, spending the challenge if the evidence was authentic and bound to it."""
+        """Record a refusal, spending the challenge if the evidence was authentic and bound to it.
+
+        Of refusals in which nobody proved anything only so many are recorded (`StrangerBudget`).
+        """
         entry = self.entry(
             outcome=REFUSED,
             code=code,
             checks=checks,
             spend=spend,
             boot_info=boot_info,
-            revision=None if active is None else active.policy.revision,
+            revision=revision,
         )
-        await self.desk.decisions.record(entry, self.challenge.expires_at if spend else None)
+        if spend or self.desk.stranger_budget.take(self.now):
+            await self.desk.decisions.record(entry, self.challenge.expires_at if spend else None)
         return Refused(release_id=self.submission.release_id, code=code, reasons=entry.reasons, checks=checks)

@@ -1,11 +1,13 @@
 """JSON as strangers may send it: one meaning, or an error.
 
 `parse` refuses duplicate keys, NaN and infinities, lone surrogates, bad UTF-8, numbers outside the exact
-range of an IEEE double, and deep nesting. `Fields` then reads an object member by member and refuses what
-nobody asked for. Messages name the member and never repeat its value (field lesson 34).
+range of an IEEE double, deep nesting, and more values than anything of ours has. `Fields` then reads an
+object member by member and refuses what nobody asked for. Messages name the member and never repeat its
+value (field lesson 34).
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -14,6 +16,10 @@ from kms.encoding import from_base64, from_hex
 JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
 
 MAX_DEPTH = 32
+MAX_VALUES = 20_000
+# Brackets, and strings whole, so that brackets inside them do not count. A string without an end runs to the
+# end of the text: looking for its end again and again would be quadratic.
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _MAX_EXACT_INTEGER = 2**53 - 1  # RFC 7493 (I-JSON) section 2.2
 _MAX_INTEGER_DIGITS = 16
 
@@ -28,10 +34,11 @@ def parse(data: bytes) -> JsonValue:
     """Parse UTF-8 JSON strictly.
 
     Raises:
-        JsonError: not JSON, duplicate keys, NaN, non-UTF-8, or nesting beyond `MAX_DEPTH`.
+        JsonError: not JSON, duplicate keys, NaN, non-UTF-8, nesting beyond `MAX_DEPTH`, or more than
+            `MAX_VALUES` values.
 
     """
-    _refuse_depth(data)
+    _refuse_size(data)
     try:
         value: JsonValue = json.loads(
             data.decode("utf-8"),
@@ -46,7 +53,9 @@ def parse(data: bytes) -> JsonValue:
         raise JsonError(f"not JSON (at character {error.pos})") from None
     except RecursionError:
         raise JsonError("nested too deeply") from None
-    _refuse_surrogates(value)
+    if b"\\u" in data:
+        # Only an escape can make one: they have no UTF-8 of their own.
+        _refuse_surrogates(value)
     return value
 
 
@@ -83,27 +92,24 @@ def _finite(text: str) -> float:
     return value
 
 
-def _refuse_depth(data: bytes) -> None:
-    """Refuse deep nesting before the parser recurses into it; brackets inside strings do not count."""
-    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+def _refuse_size(data: bytes) -> None:
+    """Refuse deep nesting before the parser recurses, and many values before it builds them.
+
+    A body of a mebibyte can hold half a million values, which would keep the event loop for as long as a
+    thousand honest requests.
+    """
+    brackets = data.count(b"[") + data.count(b"{")
+    if brackets + data.count(b",") > MAX_VALUES or data.count(b'"') > 4 * MAX_VALUES:
+        raise JsonError("too many values")
+    if brackets <= MAX_DEPTH:
         return
     depth = 0
-    in_string = escaped = False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
+    for token in _BRACKETS.finditer(data):
+        if token[0] in {b"[", b"{"}:
             depth += 1
             if depth > MAX_DEPTH:
                 raise JsonError("nested too deeply")
-        elif byte in b"]}":
+        elif token[0] in {b"]", b"}"}:
             depth -= 1
 
 
@@ -167,6 +173,11 @@ class Fields:
     def object(self, name: str) -> "Fields":
         """Read a required object."""
         return Fields(self.take(name), f"{self._where}.{name}", self._error)
+
+    def members(self, name: str) -> dict[str, JsonValue]:
+        """Read a required object without looking into it."""
+        value: dict[str, JsonValue] = self._typed(name, dict, "an object", MAX_VALUES)
+        return value
 
     def array(self, name: str, *, at_least: int = 0, at_most: int) -> list[JsonValue]:
         """Read a required array of `at_least` to `at_most` items."""

@@ -4,15 +4,16 @@ For operators and auditors, offline. Every check is reported, passed or failed, 
 path; what was not asked about is not reported.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from kms.boot_info import BootInfo, build_boot_info
 from kms.checks import Check, failures
 from kms.errors import MalformedEvidence
 from kms.evidence.app_document import AppIdentity, bind_document
-from kms.evidence.launch import Launch, LaunchFinder, NamedApp, choose_identity
+from kms.evidence.launch import LaunchFacts, LaunchFinder
 from kms.identifiers import AppId, ComposeHash, Measurement
+from kms.judgement import Circumstances, bind_app, check_measurement, context_of, name_app
 from kms.measurement.description import LaunchDescription, os_image_hash
 from kms.measurement.errors import MeasurementError
 from kms.measurement.explanation import Explanation, explain_measurement
@@ -28,7 +29,7 @@ from kms.measurement.launch import LaunchFile, launch_measurement
 from kms.measurement.snp import MAX_VCPUS
 from kms.measurement.vcpu_types import VCPU_TYPES, vcpu_type_name
 from kms.policy.compiled import Policy
-from kms.policy.decision import Ask, Context, decide
+from kms.policy.decision import AppClaim, Ask, decide
 from kms.snp.certificate import Certificate
 from kms.snp.report import Report
 from kms.snp.roots import TrustedRoots
@@ -40,7 +41,11 @@ _ABOUT_KEYS = frozenset({"keys-asked"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked about a report. Each optional part adds its checks."""
+    """What is asked about a report. Each optional part adds its checks.
+
+    `claim` is what a request would name, for a command line that binds the app. `kms_identity` is the KMS's
+    public key (32 bytes): without it, an app document that names a KMS cannot pass a policy.
+    """
 
     report: Report
     certificates: tuple[Certificate, ...]
@@ -48,6 +53,8 @@ class Question:
     app_document: bytes | None = None
     report_data: bytes | None = None
     policy: Policy | None = None
+    claim: AppClaim | None = None
+    kms_identity: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +62,7 @@ class Verification:
     """Every check that was made. `boot_info` is None unless the report is authentic."""
 
     checks: tuple[Check, ...]
-    boot_info: BootInfo | None = field(default=None)
+    boot_info: BootInfo | None = None
 
     @property
     def verified(self) -> bool:
@@ -81,10 +88,10 @@ def explain(question: Question, roots: TrustedRoots, now: datetime, *, developme
     if not isinstance(verified, VerifiedReport):
         return Verification(checks=tuple(checks))
     if question.policy is None:
-        identity = choose_identity(launch, document, frozenset()) if launch else document
-        return Verification(checks=tuple(checks), boot_info=build_boot_info(verified, launch, identity))
+        return Verification(checks=tuple(checks), boot_info=build_boot_info(verified, launch, document))
+    circumstances = Circumstances(now=now, development=development, kms_identity=question.kms_identity or b"")
     boot_info = _judge(
-        question, question.policy, verified, document, checks=checks, now=now, development=development
+        question, question.policy, verified, document, circumstances=circumstances, checks=checks
     )
     return Verification(checks=tuple(checks), boot_info=boot_info)
 
@@ -105,7 +112,9 @@ def _check_document(question: Question, checks: list[Check]) -> AppIdentity | No
     return identity
 
 
-def _check_launch(question: Question, document: AppIdentity | None, checks: list[Check]) -> Launch | None:
+def _check_launch(
+    question: Question, document: AppIdentity | None, checks: list[Check]
+) -> LaunchFacts | None:
     """Recompute the measurement from the given launch inputs; what they leave open is searched for."""
     if question.launch is None:
         return None
@@ -141,7 +150,9 @@ def _explained(question: Question, document: AppIdentity | None) -> Explanation:
     return explain_measurement(measurement, shown or images, question.launch, app=app)
 
 
-def _launched(given: LaunchFile, measurement: Measurement, document: AppIdentity | None) -> Launch | None:
+def _launched(
+    given: LaunchFile, measurement: Measurement, document: AppIdentity | None
+) -> LaunchFacts | None:
     found, cmdline = given.machine(), _cmdline(given.description, _named_app(document))
     if found is None:
         table = MeasurementTable(_image(given), cmdline)
@@ -150,15 +161,13 @@ def _launched(given: LaunchFile, measurement: Measurement, document: AppIdentity
         found = None
     if found is None:
         return None
-    return Launch(
+    return LaunchFacts(
         measurement=measurement,
         image=None,
         os_image_hash=os_image_hash(given.description.to_json()),
         vcpus=found.vcpus,
         vcpu_type=given.vcpu_type or vcpu_type_name(found.vcpu_signature),
         guest_features=found.guest_features,
-        enforces=frozenset(),
-        cmdline_app=None,
     )
 
 
@@ -204,33 +213,23 @@ def _judge(
     verified: VerifiedReport,
     document: AppIdentity | None,
     *,
+    circumstances: Circumstances,
     checks: list[Check],
-    now: datetime,
-    development: bool,
 ) -> BootInfo:
     """Find the launch among the policy's images, and decide as a release would, but for the keys."""
-    named = None
-    if document is not None:
-        named = NamedApp(app_id=document.app_id, compose_hash=document.compose_hash)
-    launch = LaunchFinder(policy).find(verified, LaunchHint(), named)
-    shown = verified.report.measurement.hex()
+    hint = LaunchHint()
+    if question.launch is not None:
+        # So that an image that is allowed by hash alone is found, as from a guest that describes it.
+        hint = LaunchHint(description=question.launch.description.to_json())
+    launch = LaunchFinder(policy).find(verified, hint, name_app(question.claim, document))
+    known = check_measurement(verified, launch)
     if launch is None:
-        detail = f"no allowed image shows {shown}; {_explained(question, document)}"
-    else:
-        detail = f"{shown} is {launch.image}"
-    checks.append(Check.of("measurement-known", launch is not None, detail, reason="measurement-unknown"))
-    app = policy.app(document.app_id) if document is not None else None
-    accepted = frozenset(app.binding) if app is not None else frozenset()
-    identity = choose_identity(launch, document, accepted) if launch is not None else document
+        checks.append(known._replace(detail=f"{known.detail}; {_explained(question, document)}"))
+        return build_boot_info(verified, None, document)
+    identity, binding = bind_app(policy, launch, document)
     boot_info = build_boot_info(verified, launch, identity)
-    context = Context(
-        now=now,
-        development=development,
-        # Offline there is no KMS that the document's pin could be held against.
-        kms_identity=b"",
-        document_kms_identity=None,
-        enforces=frozenset() if launch is None else launch.enforces,
-    )
-    decision = decide(policy, boot_info, Ask(keys=()), context)
+    ask = Ask(keys=(), app=question.claim)
+    decision = decide(policy, boot_info, ask, context_of(circumstances, launch, document))
+    checks += [known, binding]
     checks.extend(check for check in decision.checks if check.name not in _ABOUT_KEYS)
     return boot_info

@@ -7,7 +7,7 @@ whose hash the operator allowed.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from itertools import chain
 from threading import Lock
 from typing import Final, Protocol
@@ -22,6 +22,7 @@ from kms.snp.verify import VerifiedReport
 # Tables of command lines filled with what a guest claims, and of images that only a guest describes: a
 # stranger with one SNP machine chooses how many there are, so only the latest are kept.
 _MAX_GUEST_CHOSEN_TABLES: Final = 64
+_HERE: Final = object()  # whoever has it is this module
 
 
 class AllowedImages(Protocol):
@@ -42,12 +43,8 @@ class AllowedImages(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """The launch that a verified report shows. Made only by `LaunchFinder`, by recomputing.
-
-    `enforces` is what every document of this image agrees that it enforces. `cmdline_app` is the app that
-    the measured command line names, when it names one.
-    """
+class LaunchFacts:
+    """An image on a machine: what BootInfo says of a launch. By itself it proves nothing."""
 
     measurement: Measurement
     image: str | None
@@ -55,8 +52,23 @@ class Launch:
     vcpus: int
     vcpu_type: str
     guest_features: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch(LaunchFacts):
+    """The launch that a verified report shows. Made only by `LaunchFinder`, by recomputing.
+
+    `enforces` is what every listed document of this image agrees that it enforces. `cmdline_app` is the app
+    that the measured command line names, when it names one.
+    """
+
     enforces: frozenset[Binding]
     cmdline_app: tuple[AppId, ComposeHash] | None
+    made_by: InitVar[object]
+
+    def __post_init__(self, made_by: object) -> None:
+        if made_by is not _HERE:
+            raise TypeError("only recomputing a measurement makes a Launch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +127,7 @@ class LaunchFinder:
             for machine in table.find(measurement):
                 if found is not None:
                     # Two documents may describe the same launch: what both say it enforces is what counts.
-                    found = replace(found, enforces=found.enforces & image.enforces)
+                    found = replace(found, enforces=found.enforces & image.enforces, made_by=_HERE)
                     continue
                 found = Launch(
                     measurement=measurement,
@@ -126,6 +138,7 @@ class LaunchFinder:
                     guest_features=machine.machine.guest_features,
                     enforces=image.enforces,
                     cmdline_app=cmdline_app,
+                    made_by=_HERE,
                 )
         return found
 

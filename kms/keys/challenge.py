@@ -23,6 +23,7 @@ NONCE_LENGTH: Final = 16
 CHALLENGE_LENGTH: Final = 57
 
 _VERSION: Final = b"\x01"
+_LONGEST_LIFE: Final = timedelta(days=1)
 _EXPIRY_OFFSET: Final = 1 + NONCE_LENGTH
 _MAC_OFFSET: Final = _EXPIRY_OFFSET + 8
 
@@ -51,12 +52,15 @@ def issue(mac_key: bytes, nonce: bytes, now: datetime, lifetime: timedelta) -> C
     return Challenge(body + _mac(mac_key, body), datetime.fromtimestamp(expiry, UTC))
 
 
-def authenticate(mac_key: bytes, raw: bytes, now: datetime) -> Challenge:
-    """Recognise a challenge that came back.
+def authenticate(
+    mac_key: bytes, raw: bytes, now: datetime, *, longest: timedelta = _LONGEST_LIFE
+) -> Challenge:
+    """Recognise a challenge that came back. `longest` is the longest life that one may still have.
 
     Raises:
         ChallengeInvalid: not made under this key; nothing in it was looked at.
-        ChallengeExpired: genuine, and `now` is at or after its expiry.
+        ChallengeExpired: genuine, and `now` is at or after its expiry; or issued by a clock that ran far
+            ahead, and so good for longer than any should be.
         ValueError: a key of another length, or a naive `now`.
 
     """
@@ -69,6 +73,8 @@ def authenticate(mac_key: bytes, raw: bytes, now: datetime) -> Challenge:
     expires_at = datetime.fromtimestamp(int.from_bytes(body[_EXPIRY_OFFSET:], "big"), UTC)
     if now >= expires_at:
         raise ChallengeExpired("the challenge has expired")
+    if expires_at - now > longest:
+        raise ChallengeExpired("the challenge was issued by a clock that ran ahead")
     return Challenge(raw, expires_at)
 
 

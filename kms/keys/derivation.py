@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from kms.encoding import b64url
-from kms.errors import KmsError
 from kms.identifiers import AppId, ChipId, InstanceId
 from kms.keys.identity import Identity
 from kms.keys.names import Algorithm, KeyKind, KeyRequest, Scope
@@ -28,12 +27,6 @@ from kms.labels import APP_KEY, SIGNING_STATEMENT, frame, labelled
 
 # `tls` needs a certificate authority and a certificate beside the key, which this version does not have.
 DERIVABLE: Final = frozenset(KeyKind) - {KeyKind.TLS}
-
-
-class Underivable(KmsError):
-    """The request cannot be served, for the `reason` that `obstacle` gave beforehand."""
-
-    code = "policy-denied"
 
 
 def obstacle(request: KeyRequest, *, instance_id: InstanceId | None, chip_id: ChipId | None) -> str | None:
@@ -69,13 +62,13 @@ def derive(
     statement of a ``signing`` key.
 
     Raises:
-        Underivable: `obstacle` has a reason against it.
-        ValueError: the app secret has another length, or the request names another epoch.
+        ValueError: `obstacle` has a reason against it (policy refuses such a request before), the app secret
+            has another length, or the request names another epoch.
 
     """
     reason = obstacle(request, instance_id=instance_id, chip_id=chip_id)
     if reason is not None:
-        raise Underivable("asked to derive a key that policy should have refused", reason=reason)
+        raise ValueError(f"asked to derive a key that policy should have refused: {reason}")
     if request.epoch not in {None, epoch}:
         raise ValueError("the request names another epoch")
     scope_value = {Scope.APP: None, Scope.INSTANCE: instance_id, Scope.CHIP: chip_id}[request.scope]

@@ -129,7 +129,7 @@ class LaunchHint:
     vcpu_type: str | None = None
     vcpu_signature: int | None = None
     guest_features: int | None = None
-    description: JsonValue = None
+    description: dict[str, JsonValue] | None = None
 
     @classmethod
     def parse(cls, value: JsonValue, error: Callable[[str], Exception] = JsonError) -> Self:
@@ -144,7 +144,7 @@ class LaunchHint:
             vcpu_type=fields.text("vcpu_type", at_most=64) if fields.has("vcpu_type") else None,
             vcpu_signature=_hexadecimal(fields, "vcpu_signature"),
             guest_features=_hexadecimal(fields, "guest_features"),
-            description=fields.take("description") if fields.has("description") else None,
+            description=fields.members("description") if fields.has("description") else None,
         )
         fields.end()
         return hint

@@ -9,7 +9,6 @@ from kms.measurement.guest_features import SNP_ACTIVE
 from kms.measurement.images import Binding, Image
 from kms.measurement.snp import MAX_VCPUS
 from kms.measurement.vcpu_types import VCPU_TYPES
-from kms.policy.checking import check
 from kms.policy.compiled import CompiledApp, Policy
 from kms.policy.documents import ImageDocument
 from kms.policy.question import AppClaim, Ask, Context
@@ -25,16 +24,16 @@ def identity_checks(
     """Check that the app is listed, that a claim agrees, and that the app document is for this KMS."""
     shown = "no app is bound" if boot_info.app_id is None else f"app {boot_info.app_id.hex()}"
     if app is None:
-        yield check("app-listed", False, f"{shown}: not listed", "app-not-listed")
+        yield Check("app-listed", False, f"{shown}: not listed", "app-not-listed")
     else:
-        yield check("app-listed", True, f"{shown} is {app.document.name}", "app-not-listed")
+        yield Check("app-listed", True, f"{shown} is {app.document.name}", "app-not-listed")
     wrong = _disagreements(ask.app, boot_info)
     if wrong:
-        yield check("app-claim", False, "; ".join(wrong), "app-claim-disagrees")
+        yield Check("app-claim", False, "; ".join(wrong), "app-claim-disagrees")
     else:
-        yield check("app-claim", True, "nothing that the request claims disagrees", "app-claim-disagrees")
+        yield Check("app-claim", True, "nothing that the request claims disagrees", "app-claim-disagrees")
     document_app = context.document_app
-    yield check(
+    yield Check(
         "document-agrees",
         document_app is None or document_app == (boot_info.app_id, boot_info.compose_hash),
         "an app document beside another binding names the same app and compose",
@@ -42,7 +41,7 @@ def identity_checks(
     )
     named = context.document_kms_identity
     detail = "names no KMS" if named is None else f"names the KMS {named.hex()}"
-    yield check(
+    yield Check(
         "document-kms-identity",
         named is None or named == context.kms_identity,
         f"the app document {detail}",
@@ -68,9 +67,9 @@ def _disagreements(claim: AppClaim | None, boot_info: BootInfo) -> list[str]:
 def app_checks(app: CompiledApp, boot_info: BootInfo, context: Context) -> Iterator[Check]:
     """Check the app document's date, what runs, how it is bound, and known advisories."""
     document = app.document
-    yield check("app-current", not document.expired(context.now), _until(document.expires_at), "app-expired")
+    yield Check("app-current", not document.expired(context.now), _until(document.expires_at), "app-expired")
     compose = boot_info.compose_hash
-    yield check(
+    yield Check(
         "compose-listed",
         compose is not None and document.compose.allows(compose),
         f"compose {_hex(compose)}",
@@ -78,7 +77,7 @@ def app_checks(app: CompiledApp, boot_info: BootInfo, context: Context) -> Itera
     )
     binding = boot_info.binding
     allowed = ", ".join(sorted(document.binding)) or "none"
-    yield check(
+    yield Check(
         "binding-allowed",
         binding in document.binding,
         f"bound by {binding or 'nothing'}; the app allows {allowed}",
@@ -86,12 +85,12 @@ def app_checks(app: CompiledApp, boot_info: BootInfo, context: Context) -> Itera
     )
     forbidden = document.forbid_advisories
     if not forbidden:
-        yield check("advisories", True, "the app forbids none", "advisory-forbidden")
+        yield Check("advisories", True, "the app forbids none", "advisory-forbidden")
     elif boot_info.advisories is None:
-        yield check("advisories", False, "not assessed for this report", "advisories-not-assessed")
+        yield Check("advisories", False, "not assessed for this report", "advisories-not-assessed")
     else:
         found = sorted(forbidden.intersection(boot_info.advisories))
-        yield check("advisories", not found, f"open: {', '.join(found) or 'none'}", "advisory-forbidden")
+        yield Check("advisories", not found, f"open: {', '.join(found) or 'none'}", "advisory-forbidden")
 
 
 def launch_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context: Context) -> Iterator[Check]:
@@ -100,7 +99,7 @@ def launch_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context
     documents = () if image_hash is None else policy.image_documents(image_hash)
     document = _listed_document(app, documents, boot_info)
     by_hash_alone = not documents and image_hash in app.document.image_hashes
-    yield check(
+    yield Check(
         "image-listed",
         document is not None or by_hash_alone,
         f"image {boot_info.image or 'without a name'}, os_image_hash {_hex(image_hash)}",
@@ -108,15 +107,15 @@ def launch_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context
     )
     if document is not None:
         until = _until(document.expires_at)
-        yield check("image-current", not document.expired(context.now), until, "image-expired")
+        yield Check("image-current", not document.expired(context.now), until, "image-expired")
     revoked = policy.revocations.image_revoked(boot_info, documented=bool(documents))
-    yield check(
+    yield Check(
         "image-not-revoked",
         not revoked,
         "revoked, or measures as a revoked image does" if revoked else "measures as no revoked image does",
         "image-revoked",
     )
-    yield check(
+    yield Check(
         "machine-allowed",
         _machine_allowed(None if document is None else document.image, boot_info),
         f"{boot_info.vcpus} vCPUs of {boot_info.vcpu_type}, features {_0x(boot_info.guest_features)}",
@@ -125,7 +124,7 @@ def launch_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context
     # Both must name it: the image that was matched, and the document that this policy has for it.
     enforced = context.enforces & (_UNDOCUMENTED_ENFORCES if document is None else document.image.enforces)
     shown = ", ".join(sorted(enforced)) or "nothing"
-    yield check(
+    yield Check(
         "binding-enforced",
         boot_info.binding in enforced,
         f"bound by {boot_info.binding or 'nothing'}; the image enforces {shown}",

@@ -51,6 +51,9 @@ def lint(files: Mapping[str, bytes], *, development: bool, now: datetime | None 
     `development` is the server's mode, `now` its clock for warnings of documents past their date.
     """
     sources, findings = parse_documents(files)
+    if not sources and not findings:
+        # Often a copy that failed halfway, and in force it would deny everybody.
+        findings = (Finding(".", 1, 1, Severity.ERROR, "no documents at all: is this the right folder?"),)
     read, found = _read(sources, findings, development=development)
     found += check_references(read, now=now)
     return LintResult(findings=in_order(found), documents=_documents(read), sources=sources)

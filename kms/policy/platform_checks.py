@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from kms.boot_info import BootInfo
 from kms.checks import Check
-from kms.policy.checking import check
 from kms.policy.compiled import CompiledApp, Policy
 from kms.policy.documents import Levels, TcbDocument, TcbKind
 from kms.policy.question import Context
@@ -27,7 +26,7 @@ def revocation_checks(policy: Policy, boot_info: BootInfo) -> Iterator[Check]:
 
 def _not_revoked(what: str, revoked: bool) -> Check:
     detail = f"this {what} is {'' if revoked else 'not '}revoked"
-    return check(f"{what}-not-revoked", not revoked, detail, f"{what}-revoked")
+    return Check(f"{what}-not-revoked", not revoked, detail, f"{what}-revoked")
 
 
 def chip_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context: Context) -> Iterator[Check]:
@@ -35,33 +34,35 @@ def chip_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context: 
     allowed, chip = app.document.chips, boot_info.chip_id
     reason = "chip-not-listed"
     if allowed.anything:
-        yield check("chip-listed", True, "the app allows any chip", reason)
+        yield Check("chip-listed", True, "the app allows any chip", reason)
         return
     if boot_info.signer is not Signer.VCEK or chip is None:
         # A VLEK is a provider's and not a chip's: what its report says of the chip, the provider says.
-        yield check("chip-listed", False, f"a {boot_info.signer} report proves no chip", reason)
+        yield Check("chip-listed", False, f"a {boot_info.signer} report proves no chip", reason)
         return
     if chip in allowed.items:
-        yield check("chip-listed", True, f"chip {chip.hex()} is listed", reason)
+        yield Check("chip-listed", True, f"chip {chip.hex()} is listed", reason)
         return
     sets = [each for each in policy.chip_sets_with(chip) if each.name in app.document.chip_sets]
     current = [each.name for each in sets if not each.expired(context.now)]
     if sets and not current:
         detail = f"chip {chip.hex()} is only in expired sets: {', '.join(each.name for each in sets)}"
-        yield check("chip-listed", False, detail, "chips-expired")
+        yield Check("chip-listed", False, detail, "chips-expired")
         return
     detail = f"in {', '.join(current)}" if current else "not listed"
-    yield check("chip-listed", bool(current), f"chip {chip.hex()} is {detail}", reason)
+    yield Check("chip-listed", bool(current), f"chip {chip.hex()} is {detail}", reason)
 
 
 def tcb_checks(app: CompiledApp, boot_info: BootInfo, context: Context) -> Iterator[Check]:
     """Check product, the TCB versions that the document names, firmware, platform bits, mitigations."""
     document = app.tcb
     until = "has no expiry" if document.expires_at is None else f"expires {document.expires_at}"
-    yield check("tcb-current", not document.expired(context.now), f"{document.name} {until}", "tcb-expired")
+    yield Check(
+        "tcb-document-current", not document.expired(context.now), f"{document.name} {until}", "tcb-expired"
+    )
     minimum = document.minimum(boot_info.product, boot_info.cpuid)
     model = "unknown model" if boot_info.cpuid is None else f"model {boot_info.cpuid.model:#x}"
-    yield check(
+    yield Check(
         "product-listed",
         minimum is not None,
         f"{boot_info.product}, {model}, in {document.name}",
@@ -98,15 +99,15 @@ def _tcb_check(kind: TcbKind, version: TcbVersion, minimum: Levels) -> Check:
         )
     else:
         detail = f"{kind}: every component reaches its minimum"
-    return check(f"tcb-{kind}", not below, detail, f"tcb-{kind}-too-low")
+    return Check(f"tcb-{kind}", not below, detail, f"tcb-{kind}-too-low")
 
 
 def _provisional_check(document: TcbDocument, boot_info: BootInfo) -> Check:
     """Compare committed with current firmware: until it is committed, the host may roll it back."""
     tcb = boot_info.tcb
     provisional = tcb.current != tcb.committed or boot_info.current_firmware != boot_info.committed_firmware
-    return check(
-        "firmware-committed",
+    return Check(
+        "firmware-not-provisional",
         document.provisional_firmware or not provisional,
         f"firmware {boot_info.current_firmware}, committed {boot_info.committed_firmware}"
         f"{'; it can be rolled back' if provisional else ''}",
@@ -117,14 +118,14 @@ def _provisional_check(document: TcbDocument, boot_info: BootInfo) -> Check:
 def _platform_checks(document: TcbDocument, boot_info: BootInfo) -> Iterator[Check]:
     bits = boot_info.platform_info.bits()
     missing = [name for name in document.require if not bits[name]]
-    yield check(
+    yield Check(
         "platform-required",
         not missing,
         f"missing: {', '.join(missing) or 'none'}",
         "platform-required-missing",
     )
     unwanted = [name for name in document.forbid if bits[name]]
-    yield check(
+    yield Check(
         "platform-forbidden",
         not unwanted,
         f"set although forbidden: {', '.join(unwanted) or 'none'}",
@@ -136,6 +137,6 @@ def _mitigation_check(which: str, seen: int | None, wanted: int) -> Check:
     # A report without the field proves no mitigation: it passes only where none is wanted.
     passed = wanted == 0 or (seen is not None and seen & wanted == wanted)
     shown = "not in this report" if seen is None else hex(seen)
-    return check(
+    return Check(
         f"mitigations-{which}", passed, f"{shown}, wanted {wanted:#x}", f"mitigations-{which}-missing"
     )

@@ -34,6 +34,7 @@ _TAG_INTEGER = 0x02
 _TAG_OCTET_STRING = 0x04
 _TAG_IA5_STRING = 0x16
 _RSA_BITS = (2048, 4096)
+_RSA_EXPONENT = 65537
 
 
 class ExtensionInvalid(ValueError):
@@ -44,7 +45,8 @@ class ExtensionInvalid(ValueError):
 class Certificate:
     """A parsed X.509 certificate, as far as we need it. Parsing says nothing about trust.
 
-    `extensions` maps dotted OIDs to raw values; an OID that occurs twice is in `doubled` instead.
+    `extensions` maps dotted OIDs to raw values. If one occurs twice it is `doubled`, and `extensions` is
+    empty: nothing of such a certificate may be used.
     `is_ca` and `may_sign_certificates` are None when the certificate does not say.
     """
 
@@ -63,7 +65,7 @@ class Certificate:
     is_ca: bool | None
     may_sign_certificates: bool | None
     extensions: Mapping[str, bytes] = field(repr=False)
-    doubled: frozenset[str]
+    doubled: str | None
 
     @property
     def fingerprint(self) -> bytes:
@@ -85,8 +87,8 @@ class Certificate:
         key = issuer.public_key
         if not self.signed_with_pss_sha384 or not isinstance(key, rsa.RSAPublicKey):
             return False
-        # AMD's keys have 4096 bits; a stranger's larger one would only cost us time.
-        if not _RSA_BITS[0] <= key.key_size <= _RSA_BITS[1]:
+        # AMD's keys have 4096 bits and this exponent; a stranger's larger ones would only cost us time.
+        if not _RSA_BITS[0] <= key.key_size <= _RSA_BITS[1] or key.public_numbers().e != _RSA_EXPONENT:
             return False
         scheme = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=padding.PSS.AUTO)
         try:
@@ -106,7 +108,7 @@ class Certificate:
 
     def reserved_levels_are_zero(self) -> bool:
         """Say whether the levels of reserved TCB bytes are absent or zero."""
-        return not self.doubled.intersection(OID_RESERVED_LEVELS) and all(
+        return self.doubled is None and all(
             self.extensions.get(oid, b"\x02\x01\x00") == b"\x02\x01\x00" for oid in OID_RESERVED_LEVELS
         )
 
@@ -132,15 +134,15 @@ class Certificate:
 
     def has(self, oid: str) -> bool:
         """Say whether an extension occurs at all."""
-        return oid in self.extensions or oid in self.doubled
+        return oid in self.extensions or oid == self.doubled
 
     def has_level(self, component: str) -> bool:
         """Say whether the certificate names a level for this TCB component."""
         return self.has(OID_LEVELS[component])
 
     def _extension(self, name: str, oid: str) -> bytes:
-        if oid in self.doubled:
-            raise ExtensionInvalid(f"{name} occurs twice")
+        if self.doubled is not None:
+            raise ExtensionInvalid(f"{name} cannot be read: extension {self.doubled} occurs twice")
         if oid not in self.extensions:
             raise ExtensionInvalid(f"{name} is missing")
         return self.extensions[oid]

@@ -17,6 +17,7 @@ from kms.errors import MalformedEvidence
 from kms.snp.certificate import Certificate
 
 _LONGEST_DER: Final = 16384
+_LONGEST_NAME: Final = 64  # AMD's longest is SEV-VLEK-<product>
 
 
 def load_der(data: bytes) -> Certificate:
@@ -59,7 +60,7 @@ def load_any(data: bytes) -> tuple[Certificate, ...]:
 
 def _convert(parsed: x509.Certificate, der: bytes) -> Certificate:
     extensions: dict[str, bytes] = {}
-    doubled: set[str] = set()
+    doubled: str | None = None
     is_ca: bool | None = None
     may_sign: bool | None = None
     try:
@@ -72,9 +73,8 @@ def _convert(parsed: x509.Certificate, der: bytes) -> Certificate:
             elif isinstance(extension.value, x509.KeyUsage):
                 may_sign = extension.value.key_cert_sign
     except x509.DuplicateExtension as error:
-        # Nothing of such a certificate's extensions may be used; which one it was is what we report.
         extensions.clear()
-        doubled.add(error.oid.dotted_string)
+        doubled = error.oid.dotted_string
         is_ca = may_sign = None
     return Certificate(
         der=der,
@@ -93,7 +93,7 @@ def _convert(parsed: x509.Certificate, der: bytes) -> Certificate:
         is_ca=is_ca,
         may_sign_certificates=may_sign,
         extensions=extensions,
-        doubled=frozenset(doubled),
+        doubled=doubled,
     )
 
 
@@ -157,4 +157,6 @@ def _common_name(name: x509.Name) -> str:
     names = name.get_attributes_for_oid(NameOID.COMMON_NAME)
     if len(names) != 1 or not isinstance(names[0].value, str):
         return ""
-    return names[0].value
+    # A stranger's name goes into what operators read: no control characters, and not pages of it.
+    name_text = names[0].value
+    return name_text if name_text.isprintable() and len(name_text) <= _LONGEST_NAME else ""

@@ -67,7 +67,7 @@ class GuestPolicy:
 
     def bits(self) -> dict[str, bool]:
         """Give the named bits."""
-        return {name: bool(self.raw >> bit & 1) for name, bit in _POLICY_BITS.items()}
+        return {name: getattr(self, name) for name in _POLICY_BITS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -379,7 +379,6 @@ HINTS: list[dict[str, object]] = [
     {"vcpu_signature": "0xffffffffffffffff"},
     {"guest_features": "0x0"},
     {"guest_features": "0xffffffffffffffff"},
-    {"description": None},
     {"image": "nobody", "vcpus": 10**9, "vcpu_type": "EPYC-Turbo"},
 ]
 

@@ -203,7 +203,7 @@ class TestLesson04:
         higher = replace(world.chip.reported_tcb, **{component: level + 1})
         answer = await ask_with_certificates(world, leaf(world, tcb=higher), *authorities(world))
         # Also above the current TCB: both are said.
-        answer.check_refused(403, "evidence-untrusted", "certificate-tcb", "tcb-current")
+        answer.check_refused(403, "evidence-untrusted", "certificate-tcb", "certificate-not-above-current")
 
 
 class TestLesson05:

@@ -206,7 +206,8 @@ class TestMalformedEvidence:
             ({"launch": {"vcpu_signature": "0xZZ"}}, ()),
             ({"app_document": "%"}, ()),
             ({"launch": {"description": {}}}, ("launch-description",)),
-            ({"launch": {"description": "text"}}, ("launch-description",)),
+            ({"launch": {"description": "text"}}, ()),
+            ({"launch": {"description": None}}, ()),
             ({"measurement": "00" * 48}, ()),
         ],
     )

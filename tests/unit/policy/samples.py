@@ -105,9 +105,7 @@ BOOT_INFO = BootInfo(
     host_data=bytes(32),
     report_id=bytes(32),
 )
-ASK = Ask(
-    (key("disk"), key("custom:db/main"), key("disk", Scope.INSTANCE), key("disk", Scope.CHIP), key("tls"))
-)
+ASK = Ask((key("disk"), key("custom:db/main"), key("disk", Scope.INSTANCE), key("disk", Scope.CHIP)))
 CONTEXT = Context(
     now=NOW,
     development=False,

@@ -104,8 +104,12 @@ def test_refuses_stored_bytes_that_it_did_not_write(stored: bytes) -> None:
 
 
 def test_refuses_bytes_of_another_name() -> None:
-    other = Revision.from_files({}, development=False)
-    assert other.canonical == b"[]"
     with pytest.raises(PolicyInvalid):
-        Revision.from_canonical(other.canonical, digest=REVISION.digest)
+        Revision.from_canonical(b"[]", digest=REVISION.digest)
     assert Revision.from_canonical(b"[]", digest=digest_of(b"[]")).documents == ()
+
+
+def test_a_folder_without_documents_is_an_accident() -> None:
+    for files in ({}, {"policy.yaml": b"# nothing yet"}):
+        with pytest.raises(PolicyInvalid, match="no documents"):
+            Revision.from_files(files, development=False)

@@ -1,0 +1,71 @@
+"""What a release and an explanation must do alike, so that they never differ.
+
+Which app is named, which binding counts, and what the policy is told beside BootInfo: `kms.release` and
+`kms.verification` both ask here.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from kms.checks import Check
+from kms.evidence.app_document import AppIdentity
+from kms.evidence.launch import Launch, NamedApp, choose_identity
+from kms.policy.compiled import Policy
+from kms.policy.decision import AppClaim, Context
+from kms.snp.verify import VerifiedReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What a judgement depends on beside evidence and policy: clock, mode, and this KMS's public key."""
+
+    now: datetime
+    development: bool
+    kms_identity: bytes
+
+
+def name_app(claim: AppClaim | None, document: AppIdentity | None) -> NamedApp | None:
+    """Give the app whose images come first.
+
+    Only the request can name an app that a command line is filled with; a document speaks for itself.
+    """
+    if claim is not None and claim.app_id is not None:
+        return NamedApp(app_id=claim.app_id, compose_hash=claim.compose_hash)
+    return None if document is None else NamedApp(app_id=document.app_id, compose_hash=None)
+
+
+def check_measurement(verified: VerifiedReport, launch: Launch | None) -> Check:
+    """Check that an allowed image shows the report's measurement."""
+    shown = verified.report.measurement.hex()
+    if launch is None:
+        return Check.of(
+            "measurement-known", False, f"no allowed image shows {shown}", reason="measurement-unknown"
+        )
+    return Check.of("measurement-known", True, f"{shown} is {launch.image or launch.os_image_hash.hex()}")
+
+
+def bind_app(
+    policy: Policy, launch: Launch, document: AppIdentity | None
+) -> tuple[AppIdentity | None, Check]:
+    """Choose the binding that counts: one that the app accepts and the image enforces, if there is one."""
+    named = document.app_id if document is not None else None
+    if named is None and launch.cmdline_app is not None:
+        named = launch.cmdline_app[0]
+    app = None if named is None else policy.app(named)
+    identity = choose_identity(launch, document, frozenset() if app is None else frozenset(app.binding))
+    detail = "no app document was sent, and the measured command line names no app"
+    if identity is not None:
+        detail = f"app {identity.app_id.hex()} is bound by {identity.binding.value}"
+    return identity, Check.of("app-binding", identity is not None, detail, reason="app-document-missing")
+
+
+def context_of(circumstances: Circumstances, launch: Launch, document: AppIdentity | None) -> Context:
+    """Give what a policy is told beside BootInfo; `document` is the bound document's identity."""
+    return Context(
+        now=circumstances.now,
+        development=circumstances.development,
+        kms_identity=circumstances.kms_identity,
+        document_kms_identity=None if document is None else document.kms_identity,
+        document_app=None if document is None else (document.app_id, document.compose_hash),
+        enforces=launch.enforces,
+    )
