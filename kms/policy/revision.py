@@ -20,6 +20,7 @@ from kms.strict_json import JsonValue
 
 _PREFIX: Final = "sha256:"
 _STORED: Final = "(stored revision)"
+_STANDING: Final = "-standing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,41 @@ class Revision:
         if errors(result.findings):
             raise PolicyInvalid(result.findings)
         return cls(digest=seen, canonical=canonical, documents=result.documents)
+
+
+def with_standing_revocations(folder: Revision, in_force: Revision, last_folder: Revision | None) -> Revision:
+    """Give a folder's revision together with the revocations in force that did not come from the folder.
+
+    What was revoked by command stays revoked when somebody edits an unrelated file. `last_folder` is what the
+    folder was when it was applied last: what it revoked itself, it may take back. A kept document whose name
+    the folder uses too is renamed.
+
+    Raises:
+        PolicyInvalid: a kept document does not fit the folder (it names an image that is gone).
+
+    """
+    values = _values(folder)
+    own = [] if last_folder is None else _values(last_folder)
+    kept = [
+        value
+        for value in _values(in_force)
+        if value["kind"] == "revoked" and value not in own and value not in values
+    ]
+    if not kept:
+        return folder
+    names = {value["name"] for value in values if value["kind"] == "revoked"}
+    for value in kept:
+        while value["name"] in names:
+            value["name"] = f"{value['name']}{_STANDING}"
+        names.add(value["name"])
+    united: list[JsonValue] = [*values, *kept]
+    united.sort(key=_sort_key)
+    return Revision.from_canonical(rfc8785.dumps(united))
+
+
+def _values(revision: Revision) -> list[dict[str, JsonValue]]:
+    loaded: list[dict[str, JsonValue]] = json.loads(revision.canonical)
+    return loaded
 
 
 def digest_of(canonical: bytes) -> str:

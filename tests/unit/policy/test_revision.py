@@ -7,8 +7,9 @@ import random
 import pytest
 
 from kms.policy.compiled import Policy
+from kms.policy.documents import RevokedDocument
 from kms.policy.findings import PolicyInvalid
-from kms.policy.revision import Revision, digest_of
+from kms.policy.revision import Revision, digest_of, with_standing_revocations
 from tests.unit.policy.samples import VALID, documents
 
 REVISION = Revision.from_files(VALID, development=False)
@@ -113,3 +114,36 @@ def test_a_folder_without_documents_is_an_accident() -> None:
     for files in ({}, {"policy.yaml": b"# nothing yet"}):
         with pytest.raises(PolicyInvalid, match="no documents"):
             Revision.from_files(files, development=False)
+
+
+def revocation(name: str, chip: str) -> str:
+    empty = "".join(f"{member}: []\n" for member in ("measurements", "images", "apps", "compose", "products"))
+    return f'kind: revoked\nname: {name}\nchips: ["{chip * 64}"]\n{empty}'
+
+
+def revision_of(*documents: str) -> Revision:
+    chips = f'kind: chips\nname: rack\nchips: ["{"11" * 64}"]\n'
+    return Revision.from_files({"p.yaml": "---\n".join([chips, *documents]).encode()}, development=False)
+
+
+def revoked_names(revision: Revision) -> list[str]:
+    return sorted(each.name for each in revision.documents if isinstance(each, RevokedDocument))
+
+
+def test_what_a_command_revoked_stays_revoked_when_the_folder_changes() -> None:
+    folder, by_command = revision_of(), revision_of(revocation("emergency", "ab"))
+    edited = revision_of(revocation("planned", "cd"))
+    assert revoked_names(with_standing_revocations(edited, by_command, folder)) == ["emergency", "planned"]
+    assert revoked_names(with_standing_revocations(edited, by_command, None)) == ["emergency", "planned"]
+
+
+def test_what_a_folder_revoked_it_may_take_back() -> None:
+    before, after = revision_of(revocation("planned", "cd")), revision_of()
+    assert with_standing_revocations(after, before, before) == after
+
+
+def test_two_revocations_of_one_name_are_both_kept() -> None:
+    by_command, edited = revision_of(revocation("r", "ab")), revision_of(revocation("r", "cd"))
+    kept = with_standing_revocations(edited, by_command, revision_of())
+    assert revoked_names(kept) == ["r", "r-standing"]
+    assert Revision.from_canonical(kept.canonical, digest=kept.digest) == kept
