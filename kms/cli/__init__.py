@@ -1,26 +1,31 @@
 """The command line: a table of commands, each in a module of its own that is imported only when it runs.
 
-A command module has ``main(argv: list[str]) -> int``. Exit status: 0 done or allowed, 1 refused or not
-verified, 2 wrong use or malformed input. With ``--json``, standard output is always one JSON document,
-errors included.
+A command module has ``parser() -> Parser`` and ``main(argv: list[str]) -> int``. Exit status: 0 done or
+allowed, 1 refused or not verified, 2 wrong use or malformed input. With ``--json``, standard output is always
+one JSON document, errors included; logs are on standard error.
 """
 
 import importlib
+import os
 import sys
 from typing import NamedTuple
 
 from kms import __version__
-from kms.cli.output import OK, WRONG_USE, report_error
+from kms.cli.output import OK, WRONG_USE, WrongUse, print_json, report_error
 from kms.errors import KmsError
+
+_INTERRUPTED = 130  # as shells say it: 128 + SIGINT
+_READER_LEFT = 141  # 128 + SIGPIPE: what was to be printed was not, so it must not read as "allowed"
 
 
 # A named tuple: importing `dataclasses` would take a third of the time in which `kms measure` starts.
 class Command(NamedTuple):
-    """An entry of ``kms --help``."""
+    """An entry of ``kms --help``. `quiet` commands import nothing that logs, and need no logging set up."""
 
     module: str
     summary: str
     example: str
+    quiet: bool = False
 
 
 COMMANDS = {
@@ -38,6 +43,7 @@ COMMANDS = {
         "kms.cli.measure",
         "compute a launch measurement (the flags of sev-snp-measure)",
         "kms measure --mode snp --vcpus 2 --vcpu-type EPYC-v4 --ovmf OVMF.fd --kernel vmlinuz",
+        quiet=True,
     ),
     "verify": Command(
         "kms.cli.verify",
@@ -57,34 +63,69 @@ COMMANDS = {
     "guest": Command(
         "kms.cli.guest",
         "the guest's side: prove what this machine is and fetch its keys",
-        "kms guest fetch --server https://kms:8443 --ca ca.pem --identity KEY --key disk",
+        "kms guest fetch --server https://kms:8443 --ca ca.pem --identity @kms.id --app-document app.json"
+        " --key disk | cryptsetup open /dev/vdb data --key-file -",
     ),
 }
 
 
 def run(argv: list[str]) -> int:
-    """Run one command and give the exit status."""
-    if not argv or argv[0] in {"-h", "--help", "help"}:
-        sys.stdout.write(_help())
-        return OK if argv else WRONG_USE
-    if argv[0] in {"-V", "--version", "version"}:
-        sys.stdout.write(f"kms {__version__}\n")
-        return OK
-    command = COMMANDS.get(argv[0])
-    if command is None:
-        sys.stderr.write("kms: no such command; `kms --help` lists them\n")
-        return WRONG_USE
+    """Run one command and give the exit status; what it printed has left this process."""
     try:
-        module = importlib.import_module(command.module)
-        status: int = module.main(argv[1:])
-    except KmsError as error:
-        report_error(f"kms {argv[0]}", error, as_json="--json" in argv)
-        return WRONG_USE
+        status = _answered(argv)
     except BrokenPipeError:
-        # The reader (`| head`) left; that is its right.
-        return OK
+        status = _READER_LEFT
     except KeyboardInterrupt:
-        return 130
+        status = _INTERRUPTED
+    return _flushed(status)
+
+
+def _answered(argv: list[str]) -> int:
+    try:
+        return _run(argv)
+    except KmsError as error:
+        report_error(" ".join(["kms", *argv[:1]]), error, as_json="--json" in argv)
+        return WRONG_USE
+    except SystemExit as leaving:
+        # Only `argparse` leaves this way: after --help and --version.
+        return int(leaving.code or OK)
+
+
+def _run(argv: list[str]) -> int:
+    name = argv[0] if argv else ""
+    if name in {"-h", "--help", "help"}:
+        sys.stdout.write(_help())
+        return OK
+    if name in {"-V", "--version", "version"}:
+        if "--json" in argv:
+            print_json({"version": __version__})
+        else:
+            sys.stdout.write(f"kms {__version__}\n")
+        return OK
+    command = COMMANDS.get(name)
+    if not argv:
+        raise WrongUse("a command is missing", usage=_help())
+    if command is None:
+        raise WrongUse("no such command; `kms --help` lists them")
+    if not command.quiet:
+        from kms.telemetry.logs import configure_logs_of_commands
+
+        configure_logs_of_commands()
+    status: int = importlib.import_module(command.module).main(argv[1:])
+    return status
+
+
+def _flushed(status: int) -> int:
+    """Write out what is buffered, while somebody can still say that it went wrong."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter would try again when it ends, and print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"kms: standard output: {error.strerror}\n")
+            return WRONG_USE
+    # A reader that left (`| head`) has seen what it wanted; the verdict stands.
     return status
 
 

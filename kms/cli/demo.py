@@ -8,21 +8,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from kms.cli.output import Parser
+from kms.cli.parsers import Parser
 from kms.errors import ConfigurationError
 
 
 def main(argv: list[str]) -> int:
     """Run the demo. Exit status 1: a key did not arrive, or an attack was not refused as it must be."""
-    parser = Parser(
-        prog="kms demo",
-        description="Start a server, launch a simulated SEV-SNP guest, release its keys to it, and attack."
-        " Nothing is left behind.",
-        epilog="example: kms demo --keep /tmp/kms-demo",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    parser.add_argument("--keep", metavar="DIR", type=Path, help="work in this new folder, and leave it")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with _folder(arguments.keep) as folder:
@@ -31,6 +23,19 @@ def main(argv: list[str]) -> int:
             return tell(folder, as_json=arguments.json, kept=arguments.keep is not None)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def parser() -> Parser:
+    """Give the command's parser."""
+    command = Parser(
+        prog="kms demo",
+        description="Start a server, launch a simulated SEV-SNP guest, release its keys to it, and attack."
+        " Nothing is left behind.",
+        epilog="example: kms demo --keep /tmp/kms-demo",
+    )
+    command.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    command.add_argument("--keep", metavar="DIR", type=Path, help="work in this new folder, and leave it")
+    return command
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -16,7 +16,6 @@ from kms.keys.names import KeyRequest
 from kms.keys.opening import RecipientKey
 from kms.keys.sealing import Suite
 from kms.measurement.guest_features import SNP_ACTIVE
-from kms.request import report_data
 from kms.simulator.chip import POLICY, SimulatedGuest
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.simulator.machine import SimulatedMachine
@@ -73,7 +72,7 @@ class Attacker:
         """Write a request and have a machine sign it."""
         recipient = RecipientKey.generate(Suite.X25519_SEALEDBOX)
         request = build_request(challenge or self.challenge(), recipient, keys)
-        return Exchange(request, machine.evidence(report_data(request)))
+        return Exchange(request.raw, machine.evidence(request.report_data))
 
     def send(self, exchange: Exchange) -> Answer:
         """Send a request with its evidence."""

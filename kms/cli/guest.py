@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from kms.cli.output import OK, REFUSED, WRONG_USE, Parser, Unreadable, print_json, read_file
-from kms.errors import ConfigurationError, KmsError
+from kms.cli.output import OK, REFUSED, WRONG_USE, Unreadable, WrongUse, print_json, read_file
+from kms.cli.parsers import Group, Parser, integer, run_group, seconds
+from kms.errors import KmsError
 
 if TYPE_CHECKING:
     from kms.guest.errors import Problem
@@ -18,32 +19,29 @@ if TYPE_CHECKING:
 _DEFAULT_TSM: Final = "/sys/kernel/config/tsm/report"
 _MAX_DOCUMENT: Final = 64 << 10  # protocol, section 1
 _MAX_LAUNCH: Final = 64 << 10
-_MAX_IDENTITY: Final = 256
 # What the server's "no" to a genuine question is; everything else is a question that makes no sense to it.
 _NO: Final = frozenset({403, 409, 410})
 
 
 def main(argv: list[str]) -> int:
     """Run ``kms guest`` and give the exit status."""
-    parser = _parser()
-    return _fetch(parser, parser.parse_args(argv))
+    return run_group(parser(), argv)
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="kms guest", description="The guest's side: prove what this machine is, get its keys."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    fetch = commands.add_parser(
+def parser() -> Parser:
+    """Give the parser of this group of commands."""
+    group = Group("kms guest", "The guest's side: prove what this machine is, get its keys.")
+    fetch = group.add(
         "fetch",
-        help="fetch keys",
+        summary="fetch keys",
         description="Prove what this machine is and fetch its keys. One key goes to standard output as raw"
-        " bytes, for a pipe; several need --json or --output. Keys are never shown on a terminal."
-        " Exit status: 0 keys, 1 refused by the server or an answer that must not be used,"
-        " 2 wrong use, no evidence or no server.",
-        epilog="example: kms guest fetch --server https://kms:8443 --ca ca.pem --identity @kms.id --key disk"
+        " bytes, for a pipe; several need --json or --output. --json prints the keys, unless --output holds"
+        " them. Keys are never shown on a terminal. Exit status: 0 keys, 1 refused by the server or an answer"
+        " that must not be used, 2 wrong use, no evidence or no server.",
+        example="kms guest fetch --server https://kms:8443 --ca ca.pem --identity @kms.id --key disk"
         " --app-document app.json | cryptsetup open /dev/vdb data --key-file -",
     )
+    fetch.set_defaults(run=_fetch)
     add = fetch.add_argument
     add("--server", metavar="URL", required=True, help="https://HOST:PORT")
     add("--ca", metavar="FILE", type=Path, help="PEM of the only CA to trust (default: the system's)")
@@ -66,45 +64,51 @@ def _parser() -> Parser:
         required=True,
         help="disk, env, signing, tls or custom:PATH; scope app (default), instance or chip; repeat for more",
     )
-    add("--epoch", metavar="N", type=int, help="of every key (default: the app's current one)")
+    add("--epoch", metavar="N", type=integer, help="of every key (default: the app's current one)")
     add("--suite", metavar="SUITE", help="how keys are sealed (default: the hybrid with ML-KEM-768)")
     add("--app-document", metavar="FILE", type=Path, help="the document that HOST_DATA commits to")
     add("--app-id", metavar="HEX", help="with --compose-hash: the app that the measured command line names")
-    add("--compose-hash", metavar="HEX")
+    add("--compose-hash", metavar="HEX", help="with --app-id")
     add("--launch", metavar="FILE", type=Path, help="JSON hint: image, vcpus, vcpu_type, guest_features")
     add("--output", metavar="FILE", type=Path, help="new file, 0600: raw bytes of one key, JSON of several")
     add("--allow-disk", action="store_true", help="let --output be on a file system that is not in memory")
     add("--tsm", metavar="PATH", type=Path, default=Path(_DEFAULT_TSM), help=f"default {_DEFAULT_TSM}")
-    add("--deadline", metavar="SECONDS", type=float, default=60.0, help="for all tries together (default 60)")
-    add("--json", action="store_true", help="one JSON document; it holds the keys unless --output does")
-    return parser
+    add(
+        "--deadline",
+        metavar="SECONDS",
+        type=seconds,
+        default=60.0,
+        help="for all tries together (default 60)",
+    )
+    return group.parser
 
 
-def _fetch(parser: Parser, arguments: argparse.Namespace) -> int:
-    _check_output(parser, arguments)
+def _fetch(arguments: argparse.Namespace) -> int:
+    _check_output(arguments)
+    from kms.cli.pins import app_claim, read_identity
     from kms.guest.client import KeyClient
     from kms.guest.errors import AnswerRejected, Refused, ServerUntrusted
     from kms.guest.secret_file import check_place, write_secret
     from kms.guest.tsm import TsmSource
 
-    keys = _keys(parser, arguments)
+    keys = _keys(arguments)
     source: EvidenceSource = TsmSource(arguments.tsm, launch=_launch(arguments.launch))
     if arguments.output is not None:
         check_place(arguments.output, allow_disk=arguments.allow_disk)
     client = KeyClient(
         arguments.server,
         ca_file=arguments.ca,
-        identity=None if arguments.trust_any_kms_identity else _identity(arguments.identity),
+        identity=None if arguments.trust_any_kms_identity else read_identity(arguments.identity),
         source=source,
         deadline=arguments.deadline,
-        **_suite(parser, arguments.suite),
+        **_suite(arguments.suite),
     )
     document = arguments.app_document
     try:
         payload = client.fetch(
             keys,
             app_document=None if document is None else read_file(document, at_most=_MAX_DOCUMENT),
-            app=_claim(parser, arguments),
+            app=app_claim(arguments.app_id, arguments.compose_hash),
         )
     except Refused as error:
         _report(error, error.problem, as_json=arguments.json)
@@ -119,20 +123,24 @@ def _fetch(parser: Parser, arguments: argparse.Namespace) -> int:
         sys.stdout.write(_document(payload, values=arguments.output is None).decode("ascii"))
     elif arguments.output is None:
         sys.stdout.buffer.write(raw)
+        # Here, and not at the end: a key that nobody took was not delivered.
+        sys.stdout.buffer.flush()
     return OK
 
 
-def _check_output(parser: Parser, arguments: argparse.Namespace) -> None:
+def _check_output(arguments: argparse.Namespace) -> None:
     """Refuse, before anything is asked, what would end with keys where they must not be."""
     if arguments.output is not None:
         return
     if sys.stdout.isatty():
-        parser.error("keys are not shown on a terminal: use a pipe, or --output")
+        raise WrongUse(
+            "keys are not shown on a terminal: use a pipe (| cryptsetup open … --key-file -), or --output"
+        )
     if len(arguments.key) > 1 and not arguments.json:
-        parser.error("several keys need --json or --output")
+        raise WrongUse("several keys need --json or --output")
 
 
-def _keys(parser: Parser, arguments: argparse.Namespace) -> "list[KeyRequest]":
+def _keys(arguments: argparse.Namespace) -> "list[KeyRequest]":
     from kms.keys.names import KeyRequest
 
     keys = []
@@ -141,11 +149,11 @@ def _keys(parser: Parser, arguments: argparse.Namespace) -> "list[KeyRequest]":
         try:
             keys.append(KeyRequest.parse(name, scope if at else "app", arguments.epoch))
         except ValueError as error:
-            parser.error(f"--key: {error}")
+            raise WrongUse(f"--key: {error}") from None
     return keys
 
 
-def _suite(parser: Parser, text: str | None) -> dict[str, Any]:
+def _suite(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     from kms.keys.sealing import Suite
@@ -153,24 +161,7 @@ def _suite(parser: Parser, text: str | None) -> dict[str, Any]:
     try:
         return {"suite": Suite(text)}
     except ValueError:
-        parser.error(f"--suite is one of {', '.join(Suite)}")
-
-
-def _identity(text: str) -> bytes:
-    from kms.encoding import from_base64
-
-    if text.startswith("@"):
-        text = read_file(Path(text[1:]), at_most=_MAX_IDENTITY).decode("ascii", "replace").strip()
-    try:
-        identity = from_base64(text)
-    except ValueError:
-        identity = b""
-    if len(identity) != 32:
-        raise ConfigurationError(
-            "--identity is not base64url of 32 bytes",
-            remedy="`GET /v1/identity` of the right server shows it",
-        )
-    return identity
+        raise WrongUse(f"--suite is one of {', '.join(Suite)}") from None
 
 
 def _launch(path: Path | None) -> "dict[str, JsonValue] | None":
@@ -185,22 +176,6 @@ def _launch(path: Path | None) -> "dict[str, JsonValue] | None":
     except JsonError as error:
         raise Unreadable(f"{path}: {error}") from None
     return hint
-
-
-def _claim(parser: Parser, arguments: argparse.Namespace) -> Any:
-    if arguments.app_id is None and arguments.compose_hash is None:
-        return None
-    from kms.identifiers import AppId, ComposeHash
-    from kms.policy.question import AppClaim
-
-    if arguments.app_id is None or arguments.compose_hash is None:
-        parser.error("--app-id and --compose-hash go together")
-    try:
-        return AppClaim(
-            app_id=AppId.from_hex(arguments.app_id), compose_hash=ComposeHash.from_hex(arguments.compose_hash)
-        )
-    except ValueError as error:
-        parser.error(f"--app-id or --compose-hash: {error}")
 
 
 def _document(payload: "Payload", *, values: bool) -> bytes:

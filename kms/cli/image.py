@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kms.cli.measure import file_sha256
-from kms.cli.output import OK, Parser, Unreadable, print_json, read_file
+from kms.cli.output import OK, Unreadable, WrongUse, print_json, read_file
+from kms.cli.parsers import Group, Parser, run_group
 from kms.errors import ConfigurationError
-from kms.identifiers import AppId, ComposeHash
 from kms.measurement.description import LaunchDescription, os_image_hash
 from kms.measurement.errors import MeasurementError
 from kms.measurement.firmware import MAX_FIRMWARE, Firmware
@@ -17,28 +17,29 @@ from kms.measurement.images import Binding, Image, MeasurementTable
 from kms.measurement.vmsa import Vmm
 from kms.strict_json import JsonValue
 
-_MAX_DOCUMENT = 1 << 20  # bytes
 _RANGE = re.compile(r"([0-9]{1,4})-([0-9]{1,4})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def main(argv: list[str]) -> int:
     """Run one of the commands. Raises `KmsError` for what cannot be read, measured or found."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.command == "describe":
-        return _describe(parser, args)
-    return _measurements(args)
+    return run_group(parser(), argv)
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="kms image", description="Describe guest images and list what they may measure.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    describe = commands.add_parser(
+def parser() -> Parser:
+    """Give the parser of this group of commands."""
+    group = Group("kms image", "Describe guest images and list what they may measure.")
+    _add_describe(group)
+    _add_measurements(group)
+    return group.parser
+
+
+def _add_describe(group: Group) -> None:
+    describe = group.add(
         "describe",
-        help="write a `kind: image` policy document",
-        epilog="example: kms image describe --ovmf OVMF.fd --kernel vmlinuz --initrd initrd.img"
-        " --append 'console=ttyS0' --name os-1 --enforces host-data > policies/os-1.yaml",
+        summary="write a `kind: image` policy document",
+        example="kms image describe --ovmf OVMF.fd --kernel vmlinuz --initrd initrd.img"
+        " --append 'console=ttyS0' --name os-1 --enforces host-data --output policies/os-1.yaml",
     )
     add = describe.add_argument
     add("--ovmf", metavar="FILE", required=True, help="firmware with SEV metadata")
@@ -55,43 +56,45 @@ def _parser() -> Parser:
     add("--vcpu-type", metavar="TYPE[,TYPE]", action="append", help="vCPU types (default EPYC-v4)")
     add("--vcpus", metavar="MIN-MAX", default="1-64", help="numbers of vCPUs (default 1-64, at most 512)")
     add("--guest-features", metavar="0xN[,0xN]", default="0x1", help="SEV_FEATURES values (default 0x1)")
-    add("--vmm-type", choices=[vmm.value for vmm in Vmm], default="qemu", type=str.lower)
-    add("--output", metavar="FILE", help="write there instead of to standard output")
-    add("--json", action="store_true", help="print the document as JSON")
-    listing = commands.add_parser(
+    add("--vmm-type", choices=[vmm.value for vmm in Vmm], default="qemu", type=str.lower, help="hypervisor")
+    add("--output", metavar="FILE", help="write there, in a new folder if need be, not to standard output")
+    describe.set_defaults(run=_describe)
+
+
+def _add_measurements(group: Group) -> None:
+    listing = group.add(
         "measurements",
-        help="list every measurement that an image may show",
-        epilog="example: kms image measurements os-1 --policy policies/",
+        summary="list every measurement that an image may show",
+        example="kms image measurements os-1 --policy policies/",
     )
     add = listing.add_argument
-    add("name", metavar="NAME")
+    add("name", metavar="NAME", help="name of the image document")
     source = listing.add_mutually_exclusive_group(required=True)
     source.add_argument("--policy", metavar="DIR", help="policy folder that documents the image")
     source.add_argument("--document", metavar="FILE", help="one policy file that documents the image")
     add("--app-id", metavar="HEX", help="fills {app_id} of the command line")
     add("--compose-hash", metavar="HEX", help="fills {compose_hash} of the command line")
-    add("--json", action="store_true", help="print one JSON document")
-    return parser
+    listing.set_defaults(run=_measurements)
 
 
-def _describe(parser: Parser, args: argparse.Namespace) -> int:
+def _describe(args: argparse.Namespace) -> int:
     for name in ("ovmf", "kernel", "initrd", "output"):
         if getattr(args, name) == "":
-            parser.error(f"--{name} is empty")
+            raise WrongUse(f"--{name} is empty")
     if args.kernel is None and (args.initrd is not None or args.append is not None):
-        parser.error("--initrd and --append are measured only with --kernel")
+        raise WrongUse("--initrd and --append are measured only with --kernel")
     range_ = _RANGE.fullmatch(args.vcpus)
     if range_ is None:
-        parser.error("--vcpus takes a range such as 1-64")
+        raise WrongUse("--vcpus takes a range such as 1-64")
     if not _NAME.fullmatch(args.name):
-        parser.error("--name takes letters, digits, dots, dashes and underscores, at most 128")
+        raise WrongUse("--name takes letters, digits, dots, dashes and underscores, at most 128")
     description = _description(args)
     launch = description.to_json()
     image = Image(
         name=args.name,
         os_image_hash=os_image_hash(launch),
         description=description,
-        enforces=_bindings(parser, args.enforces),
+        enforces=_bindings(args.enforces),
         vcpu_types=tuple(dict.fromkeys(",".join(args.vcpu_type or ["EPYC-v4"]).split(","))),
         vcpus_minimum=int(range_[1]),
         vcpus_maximum=int(range_[2]),
@@ -120,15 +123,16 @@ def _description(args: argparse.Namespace) -> LaunchDescription:
     )
 
 
-def _bindings(parser: Parser, text: str) -> frozenset[Binding]:
+def _bindings(text: str) -> frozenset[Binding]:
     names = set() if text == "none" else set(text.split(","))
     if not names <= set(Binding):
-        parser.error(f"--enforces takes {', '.join(Binding)} or none")
+        raise WrongUse(f"--enforces takes {', '.join(Binding)} or none")
     return frozenset(Binding(name) for name in names)
 
 
 def _write(path: Path, text: str) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}") from error
@@ -196,16 +200,11 @@ def images_from(path: Path) -> list[Image]:
         KmsError: it cannot be read, or is no valid policy.
 
     """
+    from kms.cli.reading import read_policy
     from kms.policy.documents import ImageDocument
-    from kms.policy.findings import errors
-    from kms.policy.lint import lint
-    from kms.policy_folder.reading import read_folder
 
-    files = read_folder(path) if path.is_dir() else {path.name: read_file(path, at_most=_MAX_DOCUMENT)}
-    result = lint(files, development=False)
-    for finding in errors(result.findings):
-        raise ConfigurationError(str(finding), remedy="`kms policy lint` says what else is wrong.")
-    return [document.image for document in result.documents if isinstance(document, ImageDocument)]
+    documents = read_policy(path, development=False).documents
+    return [document.image for document in documents if isinstance(document, ImageDocument)]
 
 
 def _measurements(args: argparse.Namespace) -> int:
@@ -235,16 +234,14 @@ def _measurements(args: argparse.Namespace) -> int:
 
 def _cmdline(image: Image, args: argparse.Namespace) -> str | None:
     """Give the filled command line, or None where the image's own is measured as it stands."""
-    if args.app_id is None and args.compose_hash is None:
-        if Binding.CMDLINE in image.enforces:
-            raise ConfigurationError(
-                "the image's command line differs for each app",
-                remedy="Give --app-id and --compose-hash to list the measurements of one.",
-            )
-        return None
-    try:
-        app_id = AppId.from_hex(args.app_id or "")
-        compose_hash = ComposeHash.from_hex(args.compose_hash or "")
-    except ValueError as error:
-        raise MeasurementError(f"--app-id or --compose-hash: {error}") from None
-    return image.filled_cmdline(app_id, compose_hash)
+    from kms.cli.pins import app_claim
+
+    claim = app_claim(args.app_id, args.compose_hash)
+    if claim is not None and claim.app_id is not None and claim.compose_hash is not None:
+        return image.filled_cmdline(claim.app_id, claim.compose_hash)
+    if Binding.CMDLINE in image.enforces:
+        raise ConfigurationError(
+            "the image's command line differs for each app",
+            remedy="Give --app-id and --compose-hash to list the measurements of one.",
+        )
+    return None

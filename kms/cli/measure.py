@@ -12,7 +12,8 @@ from enum import StrEnum
 from hashlib import sha256
 
 from kms import __version__
-from kms.cli.output import OK, Help, Parser, Unreadable, print_json, read_file
+from kms.cli.output import OK, Unreadable, print_json, read_file
+from kms.cli.parsers import Help, Parser, integer
 from kms.encoding import from_hex
 from kms.identifiers import Measurement
 from kms.measurement import other_modes
@@ -45,10 +46,10 @@ def main(argv: list[str]) -> int:
         from kms.cli import measure_id_block
 
         return measure_id_block.main(argv[1:])
-    parser = _parser()
-    args = parser.parse_args(argv)
+    command = parser()
+    args = command.parse_args(argv)
     mode = _Mode(args.mode)
-    _check_usage(parser, args, mode)
+    _check_usage(command, args, mode)
     if mode is _Mode.OVMF_HASH:
         digest = firmware_digest(read_file(args.ovmf, at_most=MAX_FIRMWARE))
         _print(args, mode, digest.hex(), sentence=False)
@@ -62,22 +63,24 @@ def main(argv: list[str]) -> int:
     return OK
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """Give the command's parser."""
     names = ", ".join(VCPU_TYPES)
-    parser = Parser(
+    command = Parser(
         prog="kms measure",
         formatter_class=Help,
-        description="Calculate AMD SEV/SEV-ES/SEV-SNP guest launch measurement",
+        allow_abbrev=True,  # as sev-snp-measure
+        description="Calculate AMD SEV/SEV-ES/SEV-SNP guest launch measurement.",
         epilog="example: kms measure --mode snp --vcpus 2 --vcpu-type EPYC-v4 --ovmf OVMF.fd;"
         " `kms measure id-block --help` is about ID blocks",
     )
-    add = parser.add_argument
+    add = command.add_argument
     add("--version", action="version", version=f"kms measure {__version__}")
-    add("-v", "--verbose", action="store_true")
+    add("-v", "--verbose", action="store_true", help="Print a sentence, not the digest alone")
     add("--mode", choices=[mode.value for mode in _Mode], help="Guest mode", required=True)
     add("--vcpus", metavar="N", type=int, help="Number of guest vcpus")
     add("--vcpu-type", metavar="CPUTYPE", choices=list(VCPU_TYPES), help=f"Type of guest vcpu ({names})")
-    add("--vcpu-sig", metavar="VALUE", type=_integer, help="Guest vcpu signature value")
+    add("--vcpu-sig", metavar="VALUE", type=integer, help="Guest vcpu signature value")
     add("--vcpu-family", metavar="FAMILY", type=int, help="Guest vcpu family")
     add("--vcpu-model", metavar="MODEL", type=int, help="Guest vcpu model")
     add("--vcpu-stepping", metavar="STEPPING", type=int, help="Guest vcpu stepping")
@@ -86,7 +89,7 @@ def _parser() -> Parser:
     add("--kernel", metavar="PATH", help="Kernel file to calculate hash from")
     add("--initrd", metavar="PATH", help="Initrd file to calculate hash from (use with --kernel)")
     add("--append", metavar="CMDLINE", help="Kernel command line (use with --kernel); its exact bytes count")
-    add("--guest-features", metavar="VALUE", type=_integer, default=0x1, help="SEV_FEATURES (default 0x1)")
+    add("--guest-features", metavar="VALUE", type=integer, default=0x1, help="SEV_FEATURES (default 0x1)")
     add("--output-format", choices=["hex", "base64"], help="Measurement output format", default="hex")
     add("--snp-ovmf-hash", metavar="HASH", help="Precalculated hash of the OVMF binary (hex string)")
     add(
@@ -102,7 +105,7 @@ def _parser() -> Parser:
         " instances from before 2026), svsm-fcw (snp:svsm with the x87 control word set)",
     )
     add("--json", action="store_true", help="Print one JSON document")
-    group = parser.add_argument_group(
+    group = command.add_argument_group(
         title="snp:svsm Mode",
         description="AMD SEV-SNP with Coconut-SVSM. This mode additionally requires --svsm and either"
         " --vars-file or --vars-size to be set.",
@@ -111,11 +114,7 @@ def _parser() -> Parser:
     sizes = group.add_mutually_exclusive_group()
     sizes.add_argument("--vars-size", type=int, metavar="SIZE", help="Size of the OVMF_VARS file in bytes")
     sizes.add_argument("--vars-file", metavar="PATH", help="OVMF_VARS file; only its size counts")
-    return parser
-
-
-def _integer(text: str) -> int:
-    return int(text, 0)
+    return command
 
 
 def _check_usage(parser: Parser, args: argparse.Namespace, mode: _Mode) -> None:

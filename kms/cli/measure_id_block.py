@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_private_key, load_pem_private_key
 
 from kms.checks import Check
-from kms.cli.output import OK, REFUSED, Parser, Unreadable, print_json, read_file
+from kms.cli.output import OK, REFUSED, Unreadable, print_json, read_file
+from kms.cli.parsers import Group, Parser, integer, run_group
 from kms.encoding import from_base64, from_hex
 from kms.identifiers import KeyDigest, Measurement
 from kms.measurement.errors import MeasurementError
@@ -35,17 +36,22 @@ _HEX_MEASUREMENT = 96  # digits; base64 of a measurement has 64
 
 def main(argv: list[str]) -> int:
     """Run one of the commands. Raises `KmsError` for what cannot be read or is not of its format."""
-    args = _parser().parse_args(argv)
-    return _create(args) if args.command == "create" else _verify(args)
+    return run_group(parser(), argv)
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="kms measure id-block", description="Make and check SEV-SNP ID blocks.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    create = commands.add_parser(
+def parser() -> Parser:
+    """Give the parser of this group of commands."""
+    group = Group("kms measure id-block", "Make and check SEV-SNP ID blocks.")
+    _add_create(group)
+    _add_verify(group)
+    return group.parser
+
+
+def _add_create(group: Group) -> None:
+    create = group.add(
         "create",
-        help="sign an ID block for a measurement",
-        epilog="example: kms measure id-block create --measurement $(kms measure …)"
+        summary="sign an ID block for a measurement",
+        example="kms measure id-block create --measurement $(kms measure …)"
         " --id-key id.pem --author-key author.pem",
     )
     add = create.add_argument
@@ -54,16 +60,16 @@ def _parser() -> Parser:
     add("--author-key", "--authorkey", metavar="FILE", help="P-384 private key that vouches for the ID key")
     add("--family-id", metavar="HEX", default="00" * 16, help="16 bytes of the owner's choice (default zero)")
     add("--image-id", metavar="HEX", default="00" * 16, help="16 bytes of the owner's choice (default zero)")
-    add(
-        "--guest-svn", metavar="N", type=_integer, default=0, help="security version of the guest (default 0)"
-    )
-    add("--policy", metavar="VALUE", type=_integer, default=DEFAULT_POLICY, help="guest policy (0x30000)")
-    add("--json", action="store_true", help="print one JSON document")
-    verify = commands.add_parser(
+    add("--guest-svn", metavar="N", type=integer, default=0, help="security version of the guest (default 0)")
+    add("--policy", metavar="VALUE", type=integer, default=DEFAULT_POLICY, help="guest policy (0x30000)")
+    create.set_defaults(run=_create)
+
+
+def _add_verify(group: Group) -> None:
+    verify = group.add(
         "verify",
-        help="check an ID block and who signed it",
-        epilog="example: kms measure id-block verify --id-block @block.bin --id-auth @auth.bin"
-        " --id-key-digest HEX",
+        summary="check an ID block and who signed it",
+        example="kms measure id-block verify --id-block @block.bin --id-auth @auth.bin --id-key-digest HEX",
     )
     add = verify.add_argument
     add("--id-block", metavar="VALUE", required=True, help="base64, or @FILE with base64 or the 96 bytes")
@@ -71,12 +77,7 @@ def _parser() -> Parser:
     add("--measurement", metavar="VALUE", help="what the block must be for, hex or base64")
     add("--id-key-digest", metavar="HEX", help="what the ID key must be: 48 bytes, as reports show it")
     add("--author-key-digest", metavar="HEX", help="what the author key must be")
-    add("--json", action="store_true", help="print one JSON document")
-    return parser
-
-
-def _integer(text: str) -> int:
-    return int(text, 0)
+    verify.set_defaults(run=_verify)
 
 
 def _create(args: argparse.Namespace) -> int:

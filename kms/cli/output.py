@@ -1,9 +1,8 @@
 """What commands print: for people by default, one JSON document for programs."""
 
-import argparse
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from kms.errors import ConfigurationError, KmsError, Malformed
 
@@ -18,36 +17,21 @@ class Unreadable(KmsError):
     code = "unreadable"
 
 
-class Help(argparse.HelpFormatter):
-    """Help as wide as the terminal; asks the system itself, for argparse would import `shutil` to do it."""
+class WrongUse(KmsError):
+    """The command line makes no sense. `usage` is the command's, where a parser knows it."""
 
-    def __init__(self, prog: str) -> None:
-        try:
-            columns = os.get_terminal_size().columns
-        except OSError:
-            columns = 0
-        super().__init__(prog, width=(columns or 80) - 2)
+    code = "wrong-use"
 
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are a JSON document where ``--json`` was given."""
-
-    # Without `override`: importing it costs a third of the time in which `kms measure` starts.
-    def error(self, message: str) -> NoReturn:  # type: ignore[explicit-override]
-        """Say what is wrong with the command line, and stop with status 2."""
-        if "--json" in sys.argv:
-            print_json({"error": {"code": "wrong-use", "detail": message}})
-        else:
-            self.print_usage(sys.stderr)
-            sys.stderr.write(f"{self.prog}: {message}\n")
-        raise SystemExit(WRONG_USE)
+    def __init__(self, detail: str, *, usage: str = "") -> None:
+        super().__init__(detail)
+        self.usage = usage
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document, and nothing else, to standard output."""
+    """Print one JSON document, and nothing else, to standard output: ASCII, which every locale can print."""
     import json
 
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
 def report_error(command: str, error: KmsError, *, as_json: bool) -> None:
@@ -57,6 +41,8 @@ def report_error(command: str, error: KmsError, *, as_json: bool) -> None:
         body = {"code": error.code, "reason": error.reason, "detail": error.detail}
         print_json({"error": body | ({"remedy": remedy} if remedy else {})})
         return
+    if isinstance(error, WrongUse):
+        sys.stderr.write(error.usage)
     kind = f"{error.code}: " if isinstance(error, Malformed) else ""
     sys.stderr.write(f"{command}: {kind}{error.detail}\n")
     if remedy:

@@ -5,36 +5,34 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kms.cli.output import OK, REFUSED, Parser, print_json
+from kms.cli.output import OK, REFUSED, print_json
+from kms.cli.parsers import Group, Parser, run_group
 from kms.policy.findings import Finding, PolicyInvalid, Severity
 
 
 def main(argv: list[str]) -> int:
     """Run ``kms policy`` and give the exit status."""
-    arguments = _parser().parse_args(argv)
-    status: int = arguments.run(arguments)
-    return status
+    return run_group(parser(), argv)
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="kms policy", description="Check policies and put them in force.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_lint(commands)
-    _add_apply(commands)
-    return parser
+def parser() -> Parser:
+    """Give the parser of this group of commands."""
+    group = Group("kms policy", "Check policies and put them in force.")
+    _add_lint(group)
+    _add_apply(group)
+    return group.parser
 
 
-def _add_lint(commands: "argparse._SubParsersAction[Parser]") -> None:
-    lint = commands.add_parser(
+def _add_lint(group: Group) -> None:
+    lint = group.add(
         "lint",
-        help="find everything that is wrong with a policy folder",
+        summary="find everything that is wrong with a policy folder",
         description="Find everything that is wrong with a policy folder: file, line, column, and what was"
         " probably meant. Exit status: 0 no errors (warnings do not count), 1 errors, 2 unreadable.",
-        epilog="example: kms policy lint policies/",
+        example="kms policy lint policies/",
     )
-    lint.add_argument("folder", metavar="DIR", type=Path)
+    lint.add_argument("folder", metavar="DIR", type=Path, help="the policy folder")
     lint.add_argument("--development", action="store_true", help="as a server in development mode would")
-    lint.add_argument("--json", action="store_true", help="one JSON document on standard output")
     lint.set_defaults(run=_lint)
 
 
@@ -80,18 +78,18 @@ def _finding(finding: Finding) -> dict[str, str | int]:
     }
 
 
-def _add_apply(commands: "argparse._SubParsersAction[Parser]") -> None:
-    apply = commands.add_parser(
+def _add_apply(group: Group) -> None:
+    apply = group.add(
         "apply",
-        help="put a policy folder in force",
+        summary="put a policy folder in force",
         description="Put a policy folder in force on the database of the settings, all of it or nothing. A"
         " running server follows within 2 s. Exit status: 0 in force, 1 errors in it, 2 unreadable.",
-        epilog="example: kms policy apply policies/ --message 'new kernel'",
+        example="kms policy apply policies/ --message 'new kernel'",
     )
-    apply.add_argument("folder", metavar="DIR", type=Path)
-    apply.add_argument("--message", default="", help="why, for the history")
-    apply.add_argument("--config", type=Path, help="path of kms.toml (default: KMS_CONFIG, else none)")
-    apply.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    add = apply.add_argument
+    add("folder", metavar="DIR", type=Path, help="the policy folder")
+    add("--message", metavar="TEXT", default="", help="why; kept with the revision")
+    add("--config", metavar="FILE", type=Path, help="path of kms.toml (default: KMS_CONFIG, else none)")
     apply.set_defaults(run=_apply)
 
 
@@ -99,12 +97,12 @@ def _apply(arguments: argparse.Namespace) -> int:
     import asyncio
     import getpass
 
+    from kms.cli.reading import read_settings
     from kms.policy.revision import Revision
     from kms.policy_folder.reading import read_folder
-    from kms.settings import load_settings
     from kms.wiring import apply_policy
 
-    settings, _ = load_settings(arguments.config)
+    settings = read_settings(arguments.config)
     try:
         revision = Revision.from_files(read_folder(arguments.folder), development=settings.development)
     except PolicyInvalid as error:

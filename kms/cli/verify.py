@@ -5,15 +5,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kms.checks import Check
-from kms.cli.output import OK, REFUSED, Parser, Unreadable, print_json, read_file
+from kms.cli.output import OK, REFUSED, Unreadable, print_json, read_file
+from kms.cli.parsers import Parser
+from kms.cli.pins import app_claim, read_identity
+from kms.cli.reading import read_policy, read_settings
 from kms.encoding import from_hex
-from kms.errors import ConfigurationError, MalformedEvidence
+from kms.errors import MalformedEvidence
 from kms.measurement.launch import LaunchFile, parse_launch_file
 from kms.policy.compiled import Policy
-from kms.policy.findings import PolicyInvalid
-from kms.policy.revision import Revision
-from kms.policy_folder.reading import read_folder
-from kms.settings import Settings, load_settings
+from kms.settings import Settings
 from kms.snp.certificate import Certificate
 from kms.snp.endorsement import load_any
 from kms.snp.report import LENGTH, Report
@@ -33,12 +33,8 @@ example:
 
 def main(argv: list[str]) -> int:
     """Verify and explain; 0 verified, 1 not verified, 2 wrong use or unreadable input."""
-    arguments = _parser().parse_args(argv)
-    settings, _ = load_settings(arguments.config)
-    # Endorsement certificates have serial number 0; the library's warning about it is known.
-    from kms.telemetry.logs import quiet_certificate_warnings
-
-    quiet_certificate_warnings()
+    arguments = parser().parse_args(argv)
+    settings = read_settings(arguments.config)
     now = arguments.at or datetime.now(UTC)
     raw = read_file(arguments.report)
     if len(raw) != LENGTH:
@@ -57,15 +53,17 @@ def main(argv: list[str]) -> int:
     return OK if outcome.verified else REFUSED
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    """Give the command's parser."""
+    command = Parser(
         prog="kms verify",
         description="Verify SEV-SNP evidence offline, and explain every check.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--report", type=Path, required=True, help="the raw report, 1184 bytes")
-    parser.add_argument(
+    add = command.add_argument
+    add("--report", metavar="FILE", type=Path, required=True, help="the raw report, 1184 bytes")
+    add(
         "--certificates",
         type=Path,
         action="append",
@@ -73,16 +71,22 @@ def _parser() -> Parser:
         metavar="FILE",
         help="PEM or DER: endorsement certificate, chain; may be repeated",
     )
-    parser.add_argument(
-        "--launch", type=Path, help="launch description, or dstack's sev_snp_measurement (JSON)"
+    add(
+        "--launch",
+        metavar="FILE",
+        type=Path,
+        help="launch description, or dstack's sev_snp_measurement (JSON)",
     )
-    parser.add_argument("--app-document", type=Path, help="the exact bytes that HOST_DATA commits to")
-    parser.add_argument("--report-data", type=_report_data, metavar="HEX", help="what REPORT_DATA must be")
-    parser.add_argument("--policy", type=Path, metavar="DIR", help="judge by this policy folder as well")
-    parser.add_argument("--at", type=_time, metavar="TIME", help="verify as of this time (RFC 3339)")
-    parser.add_argument("--config", type=Path, help="path of kms.toml, for roots and local certificates")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    return parser
+    add("--app-document", metavar="FILE", type=Path, help="the exact bytes that HOST_DATA commits to")
+    add("--report-data", type=_report_data, metavar="HEX", help="what REPORT_DATA must be")
+    add("--policy", type=Path, metavar="DIR", help="judge by this policy folder as well")
+    add("--app-id", metavar="HEX", help="with --compose-hash: the app that the measured command line names")
+    add("--compose-hash", metavar="HEX", help="with --app-id")
+    add("--identity", metavar="KEY", help="the KMS identity (or @FILE), for app documents that pin one")
+    add("--at", type=_time, metavar="TIME", help="verify as of this time (RFC 3339)")
+    add("--config", metavar="FILE", type=Path, help="path of kms.toml, for roots and local certificates")
+    add("--json", action="store_true", help="one JSON document on standard output")
+    return command
 
 
 def _question(arguments: argparse.Namespace, settings: Settings, raw: bytes) -> Question:
@@ -99,8 +103,14 @@ def _question(arguments: argparse.Namespace, settings: Settings, raw: bytes) -> 
         launch=None if arguments.launch is None else _launch(arguments.launch),
         app_document=None if arguments.app_document is None else read_file(arguments.app_document),
         report_data=arguments.report_data,
-        policy=None if arguments.policy is None else _policy(arguments.policy, settings),
+        policy=_policy(arguments.policy, settings),
+        claim=app_claim(arguments.app_id, arguments.compose_hash),
+        kms_identity=None if arguments.identity is None else read_identity(arguments.identity),
     )
+
+
+def _policy(folder: Path | None, settings: Settings) -> Policy | None:
+    return None if folder is None else Policy(read_policy(folder, development=settings.development))
 
 
 def _launch(path: Path) -> LaunchFile:
@@ -108,15 +118,6 @@ def _launch(path: Path) -> LaunchFile:
         return parse_launch_file(parse(read_file(path, at_most=1 << 20)))
     except JsonError as error:
         raise Unreadable(f"{path}: {error}") from error
-
-
-def _policy(folder: Path, settings: Settings) -> Policy:
-    try:
-        return Policy(Revision.from_files(read_folder(folder), development=settings.development))
-    except PolicyInvalid as error:
-        raise ConfigurationError(
-            f"{folder}: {error}", remedy=f"kms policy lint {folder} explains each"
-        ) from error
 
 
 def _report_data(text: str) -> bytes:

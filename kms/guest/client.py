@@ -9,6 +9,7 @@ The identity is pinned because TLS says only which server answers: an impostor w
 that it knows reads the disk (field lesson 29). The pin belongs in the measured image or command line.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from kms.keys.names import KeyRequest
 from kms.keys.opening import CannotOpen, RecipientKey
 from kms.keys.sealing import Suite
 from kms.policy.question import AppClaim
-from kms.request import ReleaseRequest, parse_request
+from kms.request import ReleaseRequest
 from kms.strict_json import Fields, JsonError, JsonValue
 
 IDENTITY_LENGTH: Final = 32  # Ed25519
@@ -76,6 +77,9 @@ class KeyClient:
     ) -> None:
         if identity is not None and len(identity) != IDENTITY_LENGTH:
             raise ConfigurationError(f"a KMS identity is {IDENTITY_LENGTH} bytes")
+        if not all(math.isfinite(value) and value > 0 for value in (deadline, timeout)):
+            # No time is ever later than NaN: the guest would try for ever.
+            raise ConfigurationError("a deadline or timeout is not a time in seconds, more than 0")
         self._server_url = server_url
         self._ca_file = ca_file
         self._identity = identity
@@ -138,7 +142,7 @@ class KeyClient:
         """Go the whole way once: after a lost answer a challenge may be spent, so each try has its own."""
         challenge = _read_challenge(self._post(connection, end, "/v1/challenges", {}, expected=201))
         recipient = RecipientKey.generate(self._suite)
-        request = parse_request(build_request(challenge, recipient, keys, app))
+        request = build_request(challenge, recipient, keys, app)
         evidence = self._source.evidence(request.report_data)
         report = read_report(evidence, request.report_data)
         known = None if app is None else app.app_id

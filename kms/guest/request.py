@@ -10,14 +10,14 @@ from kms.encoding import b64url
 from kms.keys.names import KeyRequest
 from kms.keys.opening import RecipientKey
 from kms.policy.question import AppClaim
-from kms.request import parse_request
+from kms.request import ReleaseRequest, parse_request
 from kms.strict_json import JsonValue
 
 
 def build_request(
     challenge: bytes, recipient: RecipientKey, keys: Sequence[KeyRequest], app: AppClaim | None = None
-) -> bytes:
-    """Give the request bytes for a decoded challenge (at most 256 bytes), a fresh key pair and 1 to 32 keys.
+) -> ReleaseRequest:
+    """Write the request for a decoded challenge (at most 256 bytes), a fresh key pair and 1 to 32 keys.
 
     `app` is for images whose command line names the app, and otherwise a claim that must agree with it.
 
@@ -32,10 +32,8 @@ def build_request(
     }
     if app is not None:
         document["app"] = _claim(app)
-    request = json.dumps(document, separators=(",", ":")).encode("ascii")
-    # The server's own reader: what it would refuse costs no challenge and no report.
-    parse_request(request)
-    return request
+    # Read by the server's own reader: what it would refuse costs no report.
+    return parse_request(json.dumps(document, separators=(",", ":")).encode("ascii"))
 
 
 def _key(key: KeyRequest) -> dict[str, JsonValue]:

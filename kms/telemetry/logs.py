@@ -43,6 +43,34 @@ def configure_logs(level: str) -> None:
     quiet_certificate_warnings()
 
 
+def configure_logs_of_commands() -> None:
+    """Send warnings and worse to standard error, where they cannot spoil what a command prints.
+
+    Unconfigured, structlog prints everything to standard output: into a JSON document, or into a key on
+    its way to a disk.
+    """
+    structlog.configure(
+        processors=[
+            # A processor, not a wrapper class: who captures logs (tests) replaces processors, and sees all.
+            _only_warnings,
+            structlog.processors.add_log_level,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        # Looked up at each line: programs may call commands with another standard error each time.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    quiet_certificate_warnings()
+
+
+def _only_warnings(
+    _logger: structlog.typing.WrappedLogger, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    if method in {"debug", "info"}:
+        raise structlog.DropEvent
+    return event
+
+
 def quiet_certificate_warnings() -> None:
     """Silence, for the whole process, what the library says of certificates that others made.
 

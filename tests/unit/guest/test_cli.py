@@ -110,6 +110,12 @@ def test_a_terminal_never_shows_a_key(
         ["--key", "disk", "--ca", "/nonexistent"],
         ["--key", "disk", "--launch", "/nonexistent"],
         ["--key", "disk", "--trust-any-kms-identity"],
+        ["--key", "disk", "--deadline", "nan"],
+        ["--key", "disk", "--deadline", "inf"],
+        ["--key", "disk", "--deadline", "0"],
+        ["--key", "disk", "--deadline=-1"],
+        ["--key", "disk", "--epoch", "1e3"],
+        ["--key", "disk", "--epoch", str(1 << 60)],
     ],
     ids=" ".join,
 )
@@ -130,6 +136,11 @@ def test_a_guest_that_pins_nothing_must_say_so(fetch: Fetch, kms: FakeKms, capfd
     assert fetch("--key", "disk") == 1
     assert capfdbinary.readouterr().out == b""
     assert fetch("--key", "disk", "--trust-any-kms-identity", pin=False) == 0
+
+
+def test_no_abbreviation_stands_for_a_dangerous_option(fetch: Fetch, kms: FakeKms) -> None:
+    assert fetch("--key", "disk", "--trust", pin=False) == 2
+    assert not kms.requests
 
 
 def test_the_identity_from_a_file(fetch: Fetch, kms: FakeKms, tmp_path: Path) -> None:

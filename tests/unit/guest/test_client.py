@@ -423,3 +423,11 @@ def test_the_request_is_compact_json_with_the_names_of_the_protocol(kms: FakeKms
     assert list(body) == ["challenge", "recipient", "keys"]
     assert body["keys"] == [{"name": "custom:db/main", "scope": "instance", "epoch": 3}]
     assert b" " not in raw
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_times_that_never_pass(machine: SimulatedMachine, value: float) -> None:
+    with pytest.raises(ConfigurationError):
+        KeyClient("https://kms", ca_file=None, identity=bytes(32), source=machine, deadline=value)
+    with pytest.raises(ConfigurationError):
+        KeyClient("https://kms", ca_file=None, identity=bytes(32), source=machine, timeout=value)

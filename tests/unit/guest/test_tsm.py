@@ -167,10 +167,22 @@ def test_the_entry_goes_even_when_the_reader_is_interrupted(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_entry_that_cannot_be_removed_is_said(tmp_path: Path, configfs: EmulatedConfigFs) -> None:
+def test_an_entry_that_cannot_be_removed_is_said_and_costs_no_evidence(
+    tmp_path: Path, configfs: EmulatedConfigFs, caplog: pytest.LogCaptureFixture
+) -> None:
     configfs.fail["remove"] = OSError(errno.EBUSY, "busy")
-    with pytest.raises(EvidenceError, match="cannot remove"):
+    evidence = TsmSource(tmp_path, configfs=configfs).evidence(ASKED)
+    assert evidence["report"] == b64url(configfs.report(ASKED))
+    assert "cannot remove" in caplog.text
+
+
+def test_an_entry_that_cannot_be_removed_does_not_hide_why_the_evidence_failed(
+    tmp_path: Path, configfs: EmulatedConfigFs, caplog: pytest.LogCaptureFixture
+) -> None:
+    configfs.fail |= {"remove": OSError(errno.EBUSY, "busy"), "outblob": OSError(errno.EIO, "refused")}
+    with pytest.raises(EvidenceError, match="refused"):
         TsmSource(tmp_path, configfs=configfs).evidence(ASKED)
+    assert "cannot remove" in caplog.text
 
 
 def test_without_configfs_the_advice_comes_from_the_real_file_system(tmp_path: Path) -> None:

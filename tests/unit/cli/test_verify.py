@@ -1,0 +1,96 @@
+"""``kms verify`` on files, with the words that a guest would have put into its request."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from kms.cli import run
+from kms.encoding import b64url
+from kms.simulator.hierarchy import AmdHierarchy
+from kms.snp.product import Product
+from tests.unit.cli.offline import OfflineGuest, write_guest
+from tests.world import APP_ID, COMPOSE_HASH, describe_image, document
+
+IDENTITY = b64url(b"\x07" * 32)
+Verify = Callable[..., tuple[int, set[str]]]
+
+
+@pytest.fixture
+def verify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Verify:
+    """Run the command; give its status and the names of the checks that failed."""
+
+    def call(guest: OfflineGuest, *more: str) -> tuple[int, set[str]]:
+        monkeypatch.setenv("KMS_DEVELOPMENT_ROOTS", str(guest.folder / "roots.pem"))
+        status = run(guest.verify(*more))
+        answer = json.loads(capsys.readouterr().out)
+        if "error" in answer:
+            return status, {answer["error"]["code"]}
+        return status, {check["name"] for check in answer["checks"] if not check["passed"]}
+
+    return call
+
+
+@pytest.fixture
+def hierarchy(simulated_hierarchies: Mapping[Product, AmdHierarchy]) -> AmdHierarchy:
+    return simulated_hierarchies[Product.MILAN]
+
+
+def test_a_document_that_names_a_kms_needs_its_identity(
+    verify: Verify, tmp_path: Path, hierarchy: AmdHierarchy
+) -> None:
+    guest = write_guest(tmp_path, hierarchy, app=document(kms_identity=IDENTITY))
+    files = ("--policy", str(tmp_path / "policy"), "--app-document", str(tmp_path / "app.json"))
+    assert verify(guest, *files, "--identity", IDENTITY) == (0, set())
+    (tmp_path / "kms.id").write_text(IDENTITY + "\n")
+    assert verify(guest, *files, "--identity", f"@{tmp_path / 'kms.id'}") == (0, set())
+    for other in ((), ("--identity", b64url(b"\x08" * 32))):
+        status, failed = verify(guest, *files, *other)
+        assert (status, len(failed)) == (1, 1)
+
+
+def test_the_app_of_a_measured_command_line_is_named(
+    verify: Verify, tmp_path: Path, hierarchy: AmdHierarchy
+) -> None:
+    template = "app={app_id} compose={compose_hash}"
+    guest = write_guest(
+        tmp_path,
+        hierarchy,
+        description=describe_image(template),
+        cmdline=template.format(app_id=APP_ID, compose_hash=COMPOSE_HASH),
+        policy={"binding": ["cmdline"]},
+        image={"enforces": ["cmdline"]},
+    )
+    policy = ("--policy", str(tmp_path / "policy"))
+    assert verify(guest, *policy, "--app-id", APP_ID, "--compose-hash", COMPOSE_HASH) == (0, set())
+    assert verify(guest, *policy)[0] == 1
+    assert verify(guest, *policy, "--app-id", APP_ID, "--compose-hash", "ab" * 32)[0] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--app-id", APP_ID),
+        ("--compose-hash", COMPOSE_HASH),
+        ("--app-id", "00", "--compose-hash", "00"),
+        ("--identity", "AAAA"),
+        ("--identity", "@/nonexistent"),
+        ("--report-data", "00"),
+        ("--at", "yesterday"),
+        ("--policy", "/nonexistent"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_use(
+    verify: Verify, tmp_path: Path, hierarchy: AmdHierarchy, arguments: tuple[str, ...]
+) -> None:
+    assert verify(write_guest(tmp_path, hierarchy), *arguments)[0] == 2
+
+
+def test_a_broken_policy_is_the_operators_to_mend(
+    verify: Verify, tmp_path: Path, hierarchy: AmdHierarchy
+) -> None:
+    guest = write_guest(tmp_path, hierarchy, policy={"images": ["os-2"]})
+    status, failed = verify(guest, "--policy", str(tmp_path / "policy"))
+    assert (status, failed) == (2, {"configuration"})
