@@ -7,7 +7,7 @@ request or evidence bytes, app or chip ids of strangers.
 import logging
 import sys
 import warnings
-from typing import Final
+from typing import Final, TextIO, cast
 
 import structlog
 
@@ -33,7 +33,7 @@ def configure_logs(level: str) -> None:
             *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", UnfailingStream(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     # Libraries' own loggers: warnings and worse, as plain lines.
@@ -41,6 +41,33 @@ def configure_logs(level: str) -> None:
         level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
     )
     quiet_certificate_warnings()
+
+
+class UnfailingStream:
+    """A stream whose reader may go away, or whose disk may be full, without stopping who writes to it.
+
+    A log line stands between a recorded release and its answer: if writing it raised, the record would say
+    "released" of keys that never left. `lost` counts the lines.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost = 0
+
+    def write(self, text: str) -> int:
+        """Write, or count what could not be written."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            self.lost += 1
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or let it be."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self.lost += 1
 
 
 def configure_logs_of_commands() -> None:
