@@ -58,6 +58,18 @@ def load_any(data: bytes) -> tuple[Certificate, ...]:
     return load_pem(data) if b"-----BEGIN" in data else (load_der(data),)
 
 
+def is_revocation_list(data: bytes) -> bool:
+    """Say whether this is a certificate revocation list, PEM or DER, and not a certificate."""
+    try:
+        if b"-----BEGIN X509 CRL" in data:
+            x509.load_pem_x509_crl(data)
+        else:
+            x509.load_der_x509_crl(data)
+    except ValueError:
+        return False
+    return True
+
+
 def _convert(parsed: x509.Certificate, der: bytes) -> Certificate:
     extensions: dict[str, bytes] = {}
     doubled: str | None = None

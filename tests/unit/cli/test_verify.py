@@ -2,9 +2,15 @@
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from kms.cli import run
 from kms.encoding import b64url
@@ -94,3 +100,23 @@ def test_a_broken_policy_is_the_operators_to_mend(
     guest = write_guest(tmp_path, hierarchy, policy={"images": ["os-2"]})
     status, failed = verify(guest, "--policy", str(tmp_path / "policy"))
     assert (status, failed) == (2, {"configuration"})
+
+
+def test_a_revocation_list_among_the_certificates_is_said_to_be_unchecked(
+    tmp_path: Path,
+    hierarchy: AmdHierarchy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    guest = write_guest(tmp_path, hierarchy)
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ARK-Milan")])
+    revoked = x509.CertificateRevocationListBuilder().issuer_name(issuer)
+    crl = revoked.last_update(now).next_update(now + timedelta(days=30)).sign(key, hashes.SHA256())
+    (tmp_path / "crl").write_bytes(crl.public_bytes(Encoding.DER))
+    monkeypatch.setenv("KMS_DEVELOPMENT_ROOTS", str(guest.folder / "roots.pem"))
+    assert run(guest.verify("--certificates", str(tmp_path / "crl"))) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["verified"]
+    assert "revocation lists are not checked" in printed.err
