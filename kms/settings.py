@@ -18,6 +18,16 @@ from kms.errors import ConfigurationError
 _PREFIX = "KMS_"
 # Read by the command line and the tests; not settings of the server.
 _NOT_SETTINGS = frozenset({"KMS_CONFIG", "KMS_REAL_EVIDENCE"})
+# Protocol settings that this version reads and does not act upon: said when an operator sets one, and not
+# shown among the effective ones. What would promise a protection is refused instead (kms/preflight.py).
+_WITHOUT_EFFECT = {
+    "kds_urls": "this version does not ask a key distribution service yet; guests send their certificates, "
+    "or the server has them in its collateral folder",
+    "metrics_listen": "this version has no metrics yet; nothing listens there",
+    "crl": "this version does not check revocation lists yet",
+    "crl_max_age": "this version does not check revocation lists yet",
+}
+_REFUSED_WHEN_SET = frozenset({"policy_trust", "ledger_anchor", "workers"})
 _RATE = re.compile(r"(\d{1,9})(?:/s)?(?: burst (\d{1,9}))?")
 _DURATION = re.compile(r"(\d{1,6}) ?(s|m|h|d|seconds|minutes|hours|days)?")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -147,12 +157,29 @@ class Settings(BaseModel):
         """Where local endorsement certificates are."""
         return self.collateral_dir or self.data_dir / "collateral"
 
+    def without_effect(self) -> tuple[str, ...]:
+        """Give a warning for each setting that an operator set and that does nothing in this version."""
+        found = []
+        for name, why in _WITHOUT_EFFECT.items():
+            # `off` is what this version does.
+            off = name == "metrics_listen" and self.metrics_listen is None
+            # Refused elsewhere.
+            refused = name == "crl" and self.crl == "require"
+            if name in self.model_fields_set and not off and not refused:
+                found.append(f"{_PREFIX}{name.upper()} has no effect: {why}")
+        return tuple(found)
+
     def shown(self) -> dict[str, Any]:
-        """Give the effective settings for printing; credentials in URLs are left out."""
+        """Give the effective settings for printing.
+
+        Credentials in URLs are left out, and so is what has no effect in this version.
+        """
         shown: dict[str, Any] = {}
         for name in type(self).model_fields:
+            if name in _WITHOUT_EFFECT or name in _REFUSED_WHEN_SET:
+                continue
             value = getattr(self, name)
-            if name in {"database_url", "ledger_anchor"} and value:
+            if name == "database_url" and value:
                 value = re.sub(r"//[^/@]*@", "//***@", value)
             shown[name] = value if value is None or isinstance(value, list | int) else str(value)
         return shown
@@ -163,7 +190,7 @@ def load_settings(
 ) -> tuple[Settings, tuple[str, ...]]:
     """Read `kms.toml` (`config`, else `KMS_CONFIG`, else none) and the environment.
 
-    Gives the settings, and warnings about `KMS_…` variables that are none.
+    Gives the settings, and warnings: `KMS_…` variables that are none, settings that have no effect.
 
     Raises:
         ConfigurationError: an unreadable file, an unknown key (with the closest known one), a wrong value.
@@ -187,12 +214,13 @@ def load_settings(
         elif value != "":
             values[name] = value
     try:
-        return Settings.model_validate(values), tuple(warnings)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = str(first["loc"][0])
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigurationError(f"setting {_PREFIX}{name.upper()}: {message}") from None
+    return settings, (*warnings, *settings.without_effect())
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ for many, and each decision still succeeds or fails alone.
 """
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -14,8 +13,10 @@ from typing import Final
 import structlog
 from sqlalchemy import delete, insert, select
 from sqlalchemy.dialects.sqlite import insert as insert_or
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from kms.background import Background
 from kms.database.engine import reading, writing
 from kms.database.schema import active_policy, decisions, spent_challenges
 from kms.errors import ChallengeUsed, LedgerUnavailable
@@ -35,6 +36,7 @@ _KEEP_SPENT: Final = timedelta(days=2)
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     entry: DecisionEntry
+    canonical: bytes
     challenge_expires_at: datetime | None
     done: "asyncio.Future[None]"
 
@@ -46,22 +48,26 @@ class DecisionStore:
         self._engine = engine
         self._clock = clock
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(_MOST_WAITING)
-        self._task: asyncio.Task[None] | None = None
         self._purged_at: datetime | None = None
+        self._writer = Background("decision-writer", self._write_waiting)
+
+    @property
+    def alive(self) -> bool:
+        """Whether decisions are being written."""
+        return self._writer.alive
 
     def start(self) -> None:
         """Start the writing task in the running event loop."""
-        self._task = asyncio.create_task(self._write_for_ever(), name="decision-writer")
+        self._writer.start()
 
     async def stop(self) -> None:
         """Write what is waiting, then stop."""
-        if self._task is None:
-            return
-        await self._queue.join()
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        self._task = None
+        if self._writer.alive:
+            await self._queue.join()
+        await self._writer.stop()
+        while not self._queue.empty():
+            _tell([self._queue.get_nowait()], [LedgerUnavailable("stopped", reason="ledger-stopped")])
+            self._queue.task_done()
 
     async def is_spent(self, challenge: bytes) -> bool:
         """Say whether a challenge is spent; see `kms.ports.Decisions.is_spent`."""
@@ -71,27 +77,35 @@ class DecisionStore:
 
     async def record(self, entry: DecisionEntry, challenge_expires_at: datetime | None) -> None:
         """Make a decision durable; see `kms.ports.Decisions.record`."""
-        if self._task is None or self._task.done():
+        if not self._writer.alive:
             raise LedgerUnavailable("the record is not being written", reason="ledger-stopped")
-        waiting = _Waiting(entry, challenge_expires_at, asyncio.get_running_loop().create_future())
+        # The bytes are made here: an entry that has none must fail alone, and outside the write lock.
+        waiting = _Waiting(
+            entry, entry.canonical(), challenge_expires_at, asyncio.get_running_loop().create_future()
+        )
         try:
             self._queue.put_nowait(waiting)
         except asyncio.QueueFull:
             raise LedgerUnavailable("too many decisions wait to be written", reason="ledger-busy") from None
         await waiting.done
 
-    async def _write_for_ever(self) -> None:
-        while True:
-            batch = [await self._queue.get()]
-            while len(batch) < _MOST_IN_ONE_COMMIT and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            try:
-                await self._write(batch)
-            finally:
-                for _ in batch:
-                    self._queue.task_done()
+    async def _write_waiting(self) -> None:
+        batch = [await self._queue.get()]
+        while len(batch) < _MOST_IN_ONE_COMMIT and not self._queue.empty():
+            batch.append(self._queue.get_nowait())
+        try:
+            outcomes = await self._write(batch)
+        except BaseException:
+            # Nobody may wait for ever, whatever ends the task. Nothing says that the batch was committed.
+            _tell(batch, [LedgerUnavailable("the record could not be written") for _ in batch])
+            raise
+        else:
+            _tell(batch, outcomes)
+        finally:
+            for _ in batch:
+                self._queue.task_done()
 
-    async def _write(self, batch: list[_Waiting]) -> None:
+    async def _write(self, batch: list[_Waiting]) -> list[Exception | None]:
         outcomes: list[Exception | None] = []
         try:
             async with writing(self._engine) as connection:
@@ -101,18 +115,11 @@ class DecisionStore:
                 await self._purge(connection)
         except LedgerUnavailable as error:
             # Nothing of the batch is there. Whoever waits is told so, and no key leaves.
+            if len(batch) > 1 and _is_of_one_entry(error.__cause__):
+                return [(await self._write([waiting]))[0] for waiting in batch]
             _log.error("decisions-not-written", cause=error.detail, count=len(batch))
-            outcomes = [LedgerUnavailable(error.detail) for _ in batch]
-        except Exception as error:  # noqa: BLE001 -- the task's outermost shell: nobody may wait for ever
-            _log.error("decisions-not-written", cause=type(error).__name__, count=len(batch), exc_info=error)
-            outcomes = [LedgerUnavailable("the record could not be written") for _ in batch]
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            if waiting.done.cancelled():
-                continue
-            if outcome is None:
-                waiting.done.set_result(None)
-            else:
-                waiting.done.set_exception(outcome)
+            return [LedgerUnavailable(error.detail) for _ in batch]
+        return outcomes
 
     async def _purge(self, connection: AsyncConnection) -> None:
         now = self._clock()
@@ -121,6 +128,21 @@ class DecisionStore:
         limit = int((now - _KEEP_SPENT).timestamp())
         await connection.execute(delete(spent_challenges).where(spent_challenges.c.expires_at < limit))
         self._purged_at = now
+
+
+def _is_of_one_entry(cause: BaseException | None) -> bool:
+    """Whether an error says something of a row (a duplicate id), not of the database (a full disk)."""
+    return isinstance(cause, SQLAlchemyError) and not isinstance(cause, OperationalError)
+
+
+def _tell(batch: list[_Waiting], outcomes: list[Exception | None]) -> None:
+    for waiting, outcome in zip(batch, outcomes, strict=True):
+        if waiting.done.done():  # whoever asked has gone
+            continue
+        if outcome is None:
+            waiting.done.set_result(None)
+        else:
+            waiting.done.set_exception(outcome)
 
 
 async def _write_one(connection: AsyncConnection, waiting: _Waiting, active: str | None) -> Exception | None:
@@ -148,7 +170,7 @@ async def _write_one(connection: AsyncConnection, waiting: _Waiting, active: str
             app_id=None if app_id is None else app_id.hex(),
             chip_id=None if chip_id is None else chip_id.hex(),
             policy_revision=entry.policy_revision,
-            entry=entry.canonical(),
+            entry=waiting.canonical,
             salt=entry.salt,
         )
     )

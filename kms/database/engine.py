@@ -17,11 +17,12 @@ from kms.errors import ConfigurationError, LedgerUnavailable
 SQLITE_FILE: Final = "kms.sqlite3"
 _WRITES: Final = "kms_writes"
 _PRAGMAS: Final = (
+    # First: of two servers that open a new file at once, one waits for the other.
+    "PRAGMA busy_timeout=10000",
     "PRAGMA journal_mode=WAL",
     # FULL: a committed transaction survives a power cut, in WAL mode too (sqlite.org/pragma.html).
     "PRAGMA synchronous=FULL",
     "PRAGMA foreign_keys=ON",
-    "PRAGMA busy_timeout=10000",
 )
 
 
@@ -30,8 +31,8 @@ def sqlite_url(data_dir: Path) -> str:
     return URL.create("sqlite+aiosqlite", database=str(data_dir / SQLITE_FILE)).render_as_string()
 
 
-def open_engine(url: str) -> AsyncEngine:
-    """Open the database.
+def check_database_url(url: str) -> URL:
+    """Read a database URL, without touching what it names.
 
     Raises:
         ConfigurationError: not a URL of a database that this version supports.
@@ -46,7 +47,24 @@ def open_engine(url: str) -> AsyncEngine:
             f"this version keeps its data in SQLite, not in {parsed.drivername}",
             remedy="leave KMS_DATABASE_URL unset, or write sqlite+aiosqlite:///PATH",
         )
-    engine = create_async_engine(parsed)
+    if not parsed.database or parsed.database.startswith((":memory:", "file:")) or parsed.query:
+        # In memory, every audit record and spent challenge would be gone at the next start; a `file:` URI
+        # or a parameter can ask for that too, or switch locking off.
+        raise ConfigurationError(
+            "KMS_DATABASE_URL names no file",
+            remedy="leave it unset, or write sqlite+aiosqlite:///PATH, without parameters",
+        )
+    return parsed
+
+
+def open_engine(url: str) -> AsyncEngine:
+    """Open the database.
+
+    Raises:
+        ConfigurationError: not a URL of a database that this version supports.
+
+    """
+    engine = create_async_engine(check_database_url(url))
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine

@@ -47,10 +47,23 @@ class Installation:
             return {row.epoch: row.check_value for row in await connection.execute(query)}
 
     async def remember_check_values(self, values: Mapping[int, bytes]) -> None:
-        """Store the key-check values of new epochs."""
+        """Store the key-check values of new epochs, all of them or none.
+
+        Raises:
+            ConfigurationError: another server stored another value meanwhile: there are two roots.
+
+        """
         now = timestamp(self._clock())
         async with writing(self._engine) as connection:
-            for epoch, value in values.items():
-                await connection.execute(
-                    insert(root_checks).values(epoch=epoch, check_value=value, created_at=now)
+            query = select(root_checks.c.epoch, root_checks.c.check_value)
+            stored = {row.epoch: row.check_value for row in await connection.execute(query)}
+            if any(stored.get(epoch, value) != value for epoch, value in values.items()):
+                raise ConfigurationError(
+                    "another server gave this database another root key just now",
+                    remedy="let both servers use one root key (KMS_ROOT_KEY); this one's was never used",
                 )
+            for epoch, value in values.items():
+                if epoch not in stored:
+                    await connection.execute(
+                        insert(root_checks).values(epoch=epoch, check_value=value, created_at=now)
+                    )

@@ -7,37 +7,51 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, inspect, text
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from kms.errors import ConfigurationError
+from kms.database.engine import writing
+from kms.database.schema import installation
+from kms.errors import ConfigurationError, LedgerUnavailable
 
 _VERSION_TABLE = "alembic_version"
 
 
 async def migrate(engine: AsyncEngine, scripts: Path) -> None:
-    """Apply the migrations in `scripts` that the database does not have yet.
+    """Apply the migrations in `scripts` that the database does not have yet, all of them or none.
+
+    One transaction that holds the write lock looks and migrates, so that of two servers that start at once
+    the second finds what the first has done.
 
     Raises:
-        ConfigurationError: the database is newer than this code, or is not one of ours.
+        ConfigurationError: the database is newer than this code, or is not one of ours; it is unchanged.
 
     """
-    known = {script.revision for script in ScriptDirectory(str(scripts)).walk_revisions()}
+    directory = ScriptDirectory(str(scripts))
+    known = {script.revision for script in directory.walk_revisions()}
     try:
-        async with engine.begin() as connection:
-            found = await connection.run_sync(_versions)
-        if not found <= known:
-            raise ConfigurationError(
-                f"the database has schema {', '.join(sorted(found - known))}, newer than this version knows",
-                remedy="run the version of attested-kms that wrote it, or a later one; nothing was changed",
-            )
-        async with engine.connect() as connection:
-            await connection.run_sync(_upgrade, scripts)
-    except SQLAlchemyError as error:
-        # The driver's message may hold the path; the class says what kind of failure it is.
-        cause = getattr(error, "orig", None) or error
+        async with writing(engine) as connection:
+            tables = set(await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
+            found = await connection.run_sync(_versions) if _VERSION_TABLE in tables else set()
+            if not found <= known:
+                raise ConfigurationError(
+                    f"the database has schema {', '.join(sorted(found - known))}, "
+                    "newer than this version knows",
+                    remedy="run the version of attested-kms that wrote it, or a later one; "
+                    "nothing was changed",
+                )
+            # Other software numbers its migrations 0001 too: the tables tell whose database it is.
+            ours = installation.name in tables if found else tables <= {_VERSION_TABLE}
+            if not ours:
+                raise ConfigurationError(
+                    "the database belongs to other software",
+                    remedy="set KMS_DATABASE_URL to a database of attested-kms, or to a new file; "
+                    "nothing was changed",
+                )
+            if found != set(directory.get_heads()):
+                await connection.run_sync(_upgrade, scripts)
+    except LedgerUnavailable as error:
         raise ConfigurationError(
-            f"the database cannot be opened or migrated: {cause}",
+            f"the database cannot be opened or migrated: {error.detail}",
             remedy="is it a database of attested-kms, on a disk that can be written, with space left?",
         ) from error
     except CommandError as error:
@@ -45,8 +59,6 @@ async def migrate(engine: AsyncEngine, scripts: Path) -> None:
 
 
 def _versions(connection: Connection) -> set[str]:
-    if not inspect(connection).has_table(_VERSION_TABLE):
-        return set()
     return {row[0] for row in connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}"))}  # noqa: S608
 
 

@@ -1,7 +1,6 @@
 """Policy revisions in the database, and the one in force in memory."""
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +9,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from kms.background import Background
 from kms.database.engine import reading, writing
 from kms.database.schema import active_policy, policy_revisions
 from kms.errors import LedgerUnavailable
@@ -126,9 +126,14 @@ class FollowedPolicies:
     def __init__(self, store: PolicyStore) -> None:
         self._store = store
         self._loaded: LoadedPolicy | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._follower = Background("policy-follower", self._follow, pause=_FOLLOW_EVERY)
         self._lock = asyncio.Lock()
         self._filling: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the pointer is being followed."""
+        return self._follower.alive
 
     async def active(self) -> LoadedPolicy | None:
         """Give the revision in force, as last seen."""
@@ -153,25 +158,27 @@ class FollowedPolicies:
                 raise LedgerUnavailable(f"the policy in force, {digest}, is not in the database")
             loaded = self._loaded = await asyncio.to_thread(LoadedPolicy.of, revision)
             # Whoever asks meanwhile waits only for the images of the app that it names.
-            self._filling = asyncio.create_task(asyncio.to_thread(loaded.launches.fill))
+            self._filling = asyncio.create_task(_fill(loaded.launches))
             _log.info("policy-in-force", revision=digest)
 
     def start(self) -> None:
         """Start following in the running event loop."""
-        self._task = asyncio.create_task(self._follow(), name="policy-follower")
+        self._follower.start()
 
     async def stop(self) -> None:
         """Stop following."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._follower.stop()
 
     async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(_FOLLOW_EVERY)
-            try:
-                await self.refresh()
-            except LedgerUnavailable as error:
-                # The revision in memory stays in force; the record refuses it if the pointer moved on.
-                _log.error("policy-not-followed", cause=error.detail)
+        try:
+            await self.refresh()
+        except LedgerUnavailable as error:
+            # The revision in memory stays in force; the record refuses it if the pointer moved on.
+            _log.error("policy-not-followed", cause=error.detail)
+
+
+async def _fill(launches: LaunchFinder) -> None:
+    try:
+        await asyncio.to_thread(launches.fill)
+    except Exception as error:  # noqa: BLE001 -- a task's outermost shell; `find` computes what is missing
+        _log.error("launches-not-filled", exc_info=error)

@@ -14,13 +14,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kms import __version__
 from kms.desk import ReleaseDesk
 from kms.errors import KmsError, TooLarge, Unavailable
-from kms.http.limits import AddressLimiter
+from kms.http.docs_page import docs_page
+from kms.http.limits import BODY_TOO_SLOW, AddressLimiter, InFlight
 from kms.http.problems import problem, problem_of, problem_of_status
 from kms.http.routes import Readiness, guest_routes
 from kms.http.schemas import ReleaseBody
 
 _log = structlog.get_logger("kms.http")
 _REF: Final = "#/components/schemas/{model}"
+_MOST_AT_ONCE: Final = 512  # releases in flight; more only wait for each other
 _NOT_LIMITED: Final = frozenset({"/healthz", "/readyz"})
 
 
@@ -40,8 +42,16 @@ def create_app(
         description="Releases keys to confidential guests that can prove what they are.",
         telemetry={"logs": False, "operation_spans": False},
         redirect_slashes=False,
+        # The framework's pages load their scripts from elsewhere; `docs_page` loads nothing.
+        docs_url=None,
+        redoc_url=None,
     )
-    app.include_router(guest_routes(desk, readiness, tls_ca))
+    app.include_router(guest_routes(desk, readiness, InFlight(_MOST_AT_ONCE), tls_ca))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return docs_page(app.openapi())
+
     app.add_exception_handler(KmsError, _on_kms_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -50,6 +60,14 @@ def create_app(
     )
     _describe_requests(app)
     return app
+
+
+def response_marks(request_id: str, *, development: bool) -> list[tuple[bytes, bytes]]:
+    """Give the headers that every response has."""
+    marks = [(b"kms-request-id", request_id.encode("ascii"))]
+    if development:
+        marks.append((b"kms-development", b"true"))
+    return marks
 
 
 class _EveryResponse:
@@ -69,9 +87,7 @@ class _EveryResponse:
             return
         request_id = self._new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
-        marks = [(b"kms-request-id", request_id.encode("ascii"))]
-        if self._development:
-            marks.append((b"kms-development", b"true"))
+        marks = response_marks(request_id, development=self._development)
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -128,7 +144,7 @@ async def _on_kms_error(request: Request, error: Exception) -> Response:
         detail=error.detail,
     )
     response = problem_of(error, request.state.request_id)
-    if isinstance(error, TooLarge):
+    if isinstance(error, TooLarge) or error.reason == BODY_TOO_SLOW:
         # The rest of the body is not read, so the connection cannot be used again.
         response.headers["Connection"] = "close"
     return response

@@ -1,15 +1,19 @@
-"""Limits before anything expensive: how often an address may ask, and how much it may send."""
+"""Limits before anything expensive: how often an address may ask, how much and how slowly it may send."""
 
+import asyncio
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from starlette.requests import Request
 
-from kms.errors import TooLarge
+from kms.errors import MalformedRequest, TooLarge, Unavailable
 
 MAX_BODY: Final = 1 << 20
+BODY_WITHIN: Final = 15.0  # seconds, for all of it
+BODY_TOO_SLOW: Final = "body-too-slow"
 # An IPv6 customer has at least a /64: limiting single addresses of it limits nobody.
 _IPV6_PREFIX: Final = 64
 _MOST_ADDRESSES: Final = 100_000
@@ -33,7 +37,7 @@ class AddressLimiter:
     def retry_after(self, address: str) -> float | None:
         """Take a token; None if there was one, else the seconds until there is one again."""
         now = int(self._monotonic() * _SECOND)
-        key = _network(address)
+        key = network_of(address)
         full_at = max(self._full_at.get(key, now), now) + self._interval
         if full_at - now > self._tolerance:
             return (full_at - now - self._tolerance) / _SECOND
@@ -44,21 +48,59 @@ class AddressLimiter:
         return None
 
 
+class ServerBusy(Unavailable):
+    """As many requests as the server works on at once are being worked on."""
+
+    code = "rate-limited"
+
+
+class InFlight:
+    """How many requests are worked on at once. One whose body is still on its way has no place yet.
+
+    So somebody who sends many bodies slowly takes no place from those who are ready.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._now = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Take a place for as long as the context lasts.
+
+        Raises:
+            ServerBusy: there is none.
+
+        """
+        if self._now >= self._most:
+            raise ServerBusy("too many requests at once", reason="server-busy", retry_after=1)
+        self._now += 1
+        try:
+            yield
+        finally:
+            self._now -= 1
+
+
 async def read_body(request: Request) -> bytes:
-    """Read a body of at most `MAX_BODY` bytes, without ever holding more.
+    """Read a body of at most `MAX_BODY` bytes within `BODY_WITHIN`, without ever holding more.
 
     Raises:
         TooLarge: it is longer, by its own word or in fact.
+        MalformedRequest: it was not there in time.
 
     """
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:12]) > MAX_BODY:
         raise _too_large()
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise _too_large()
+    try:
+        async with asyncio.timeout(BODY_WITHIN):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise _too_large()
+    except TimeoutError:
+        raise MalformedRequest("the body did not come in time", reason=BODY_TOO_SLOW) from None
     return bytes(body)
 
 
@@ -66,7 +108,8 @@ def _too_large() -> TooLarge:
     return TooLarge(f"the body is longer than {MAX_BODY} bytes", reason="body-too-large")
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
+    """Give what one customer has: an IPv4 address, or an IPv6 /64."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

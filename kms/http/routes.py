@@ -12,7 +12,7 @@ from kms import __version__
 from kms.desk import Refused, ReleaseDesk, Submission
 from kms.encoding import b64url
 from kms.errors import MalformedRequest
-from kms.http.limits import MAX_BODY, read_body
+from kms.http.limits import MAX_BODY, InFlight, read_body
 from kms.http.problems import problem
 from kms.http.schemas import (
     ChallengeAnswer,
@@ -40,7 +40,9 @@ class Readiness:
     reasons: Callable[[], Awaitable[tuple[str, ...]]]
 
 
-def guest_routes(desk: ReleaseDesk, readiness: Readiness, tls_ca: str | None) -> APIRouter:
+def guest_routes(
+    desk: ReleaseDesk, readiness: Readiness, in_flight: InFlight, tls_ca: str | None
+) -> APIRouter:
     """Make the routes that a guest or anybody may ask."""
     router = APIRouter()
 
@@ -73,13 +75,14 @@ def guest_routes(desk: ReleaseDesk, readiness: Readiness, tls_ca: str | None) ->
         },
     )
     async def releases(request: Request) -> Response:
-        submission = _submission(request, await read_body(request))
-        outcome = await release(desk, submission)
+        body = await read_body(request)
+        with in_flight.place():
+            outcome = await release(desk, _submission(request, body))
         if isinstance(outcome, Refused):
             _log.info("refused", request_id=outcome.release_id, code=outcome.code, reasons=outcome.reasons)
             return problem(outcome.code, outcome.release_id, reasons=outcome.reasons)
         _log.info("released", request_id=outcome.release_id, policy=outcome.policy_revision)
-        body = {
+        answer = {
             "release_id": outcome.release_id,
             "suite": outcome.suite,
             "sealed": b64url(outcome.sealed),
@@ -88,7 +91,7 @@ def guest_routes(desk: ReleaseDesk, readiness: Readiness, tls_ca: str | None) ->
             "receipt": dict(outcome.receipt),
             "development": outcome.development,
         }
-        return JSONResponse(body, headers=_NO_STORE)
+        return JSONResponse(answer, headers=_NO_STORE)
 
     @router.get("/v1/identity", response_model=IdentityAnswer, summary="Who this KMS is")
     async def identity() -> Response:

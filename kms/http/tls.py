@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -42,18 +43,25 @@ class LocalTls:
             ConfigurationError: the files cannot be read or written.
 
         """
-        wanted = sorted(set(names))
+        wanted = certificate_names(names)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self.ca.exists():
                 self._make_ca(now)
-            if not self._is_current(wanted, now):
-                self._make_server(wanted, now)
-        except (OSError, ValueError) as error:
+            ca = _certificate(self.ca, remedy=self._new_ca())
+            if not self._is_current(ca, wanted, now):
+                self._make_server(ca, wanted, now)
+        except OSError as error:
             raise ConfigurationError(
-                f"the TLS files in {self._folder} cannot be used: {error}",
-                remedy="remove the damaged file to have it made again; guests must then pin the new ca.pem",
+                f"the TLS files in {self._folder} cannot be used: {error.strerror}",
+                remedy="the server must be able to read and write them, with space left",
             ) from error
+
+    def _new_ca(self) -> str:
+        return (
+            f"restore {self.ca.name} and {self._ca_key.name} from a backup, or remove both from "
+            f"{self._folder} to have a new CA made; guests must then pin the new ca.pem"
+        )
 
     def _make_ca(self, now: datetime) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -67,11 +75,15 @@ class LocalTls:
         _write(self._ca_key, _private_pem(key))
         _write(self.ca, certificate.public_bytes(serialization.Encoding.PEM), public=True)
 
-    def _make_server(self, names: list[str], now: datetime) -> None:
-        ca_key = serialization.load_pem_private_key(self._ca_key.read_bytes(), None)
-        if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-            raise ValueError("ca-key.pem is not an EC key")  # noqa: TRY004 -- a wrong file, not a wrong call
-        ca = x509.load_pem_x509_certificate(self.ca.read_bytes())
+    def _make_server(self, ca: x509.Certificate, names: list[str], now: datetime) -> None:
+        try:
+            ca_key = serialization.load_pem_private_key(self._ca_key.read_bytes(), None)
+        except FileNotFoundError:
+            raise _unusable(self._ca_key, "is not there", remedy=self._new_ca()) from None
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise _unusable(self._ca_key, "is damaged", remedy=self._new_ca()) from None
+        if not isinstance(ca_key, ec.EllipticCurvePrivateKey) or ca_key.public_key() != ca.public_key():
+            raise _unusable(self._ca_key, f"is not the key of {self.ca.name}", remedy=self._new_ca())
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "attested-kms")])
         certificate = (
@@ -90,13 +102,46 @@ class LocalTls:
         _write(self.key, _private_pem(key))
         _write(self.certificate, certificate.public_bytes(serialization.Encoding.PEM), public=True)
 
-    def _is_current(self, names: list[str], now: datetime) -> bool:
+    def _is_current(self, ca: x509.Certificate, names: list[str], now: datetime) -> bool:
+        """Whether the certificate is this CA's, for these names, long enough, and has this key.
+
+        A crash between the two files, or a CA that was made anew, leaves what fits nothing: it is replaced.
+        """
         if not self.certificate.exists() or not self.key.exists():
             return False
-        certificate = x509.load_pem_x509_certificate(self.certificate.read_bytes())
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        remedy = f"remove it from {self._folder}: it is made again under the same CA"
+        certificate = _certificate(self.certificate, remedy=remedy)
+        try:
+            key = serialization.load_pem_private_key(self.key.read_bytes(), None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise _unusable(self.key, "is damaged", remedy=remedy) from None
+        try:
+            certificate.verify_directly_issued_by(ca)
+            extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+            return False
         has = sorted(str(name.value) for name in extension.value)
-        return has == names and certificate.not_valid_after_utc - now > _RENEW_BEFORE
+        return (
+            has == names
+            and certificate.public_key() == key.public_key()
+            and certificate.not_valid_after_utc - now > _RENEW_BEFORE
+        )
+
+
+def certificate_names(names: Iterable[str]) -> list[str]:
+    """Give host names and addresses as they stand in a certificate, sorted.
+
+    Raises:
+        ConfigurationError: one of them cannot stand in any.
+
+    """
+    try:
+        return sorted({str(_general_name(name).value) for name in names})
+    except ValueError as error:
+        raise ConfigurationError(
+            f"a name for the TLS certificate is none: {error}",
+            remedy="KMS_TLS_NAMES takes ASCII host names (punycode) and addresses",
+        ) from error
 
 
 def server_context(certificate: Path, key: Path, minimum: str) -> ssl.SSLContext:
@@ -117,6 +162,19 @@ def server_context(certificate: Path, key: Path, minimum: str) -> ssl.SSLContext
             remedy="KMS_TLS_CERT must be a PEM chain and KMS_TLS_KEY its unencrypted PEM key",
         ) from error
     return context
+
+
+def _certificate(path: Path, *, remedy: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError:
+        raise _unusable(path, "is damaged", remedy=remedy) from None
+
+
+def _unusable(path: Path, why: str, *, remedy: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the TLS files in {path.parent} cannot be used: {path.name} {why}", remedy=remedy
+    )
 
 
 def _builder(
@@ -162,12 +220,14 @@ def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes, *, public: bool = False) -> None:
-    """Replace a file whole: keys 0600 from the first byte on."""
+    """Replace a file whole: keys 0600 from the first byte on, certificates 0644 whatever the umask."""
     temporary = path.with_suffix(".new")
     temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644 if public else 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+        if public:
+            os.fchmod(descriptor, 0o644)
         file.flush()
         os.fsync(descriptor)
     temporary.replace(path)

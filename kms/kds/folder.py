@@ -64,11 +64,15 @@ class CertificateFolder:
 def read_certificates(folder: Path) -> tuple[Certificate, ...]:
     """Read every file below `folder`; a folder that does not exist is an empty one."""
     certificates: list[Certificate] = []
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())[:_MOST_FILES]
-    for path in paths:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if len(paths) > _MOST_FILES:
+        _log.warning("certificate-files-left-out", count=len(paths) - _MOST_FILES, most=_MOST_FILES)
+    for path in paths[:_MOST_FILES]:
         try:
-            if path.stat().st_size <= _LARGEST_FILE:
-                certificates.extend(load_any(path.read_bytes()))
+            if path.stat().st_size > _LARGEST_FILE:
+                _log.warning("certificate-file-too-large", file=str(path), most=_LARGEST_FILE)
+                continue
+            certificates.extend(load_any(path.read_bytes()))
         except (OSError, MalformedEvidence):
             _log.warning("certificate-file-unreadable", file=str(path))
     return tuple(certificates)

@@ -5,12 +5,13 @@ and `/readyz` and the log say what is wrong.
 """
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from kms.background import Background
 from kms.errors import ConfigurationError, LedgerUnavailable
 from kms.policy.findings import PolicyInvalid
 from kms.policy.revision import Revision
@@ -19,73 +20,126 @@ from kms.ports import PolicyRevisions
 
 _log = structlog.get_logger("kms.policy")
 
-_LOOK_EVERY: Final = 0.5  # seconds; an edit is in force within 2 s
+# Two looks must see the same, and the server follows at once: an edit is in force within 2 s.
+_LOOK_EVERY: Final = 0.5  # seconds
+_LOOKS_AT_START: Final = 20
 _AUTHOR: Final = "KMS_POLICY_DIR"
+
+Files = dict[str, bytes]
+
+
+def read_policy(folder: Path, *, development: bool) -> tuple[Files, Revision]:
+    """Read a policy folder and judge it.
+
+    Raises:
+        ConfigurationError: it cannot be read, or has errors: a server does not start on a broken policy.
+
+    """
+    files = read_folder(folder)
+    try:
+        return files, Revision.from_files(files, development=development)
+    except PolicyInvalid as error:
+        raise ConfigurationError(
+            f"the policy in {folder} has errors: {error}",
+            remedy=f"kms policy lint {folder} explains each",
+        ) from error
 
 
 class FolderWatcher:
     """Applies a folder whenever its digest differs from the folder digest that was applied last.
 
-    So a folder that nobody edited does not undo what was applied by command since.
+    So a folder that nobody edited does not undo what was applied by command since. Only what two looks in a
+    row saw is applied: a folder that is being copied may be a valid policy before its `revoked` document is
+    there. `applied` is called after a change, so that this server follows at once.
     """
 
-    def __init__(self, folder: Path, store: PolicyRevisions, *, development: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: PolicyRevisions,
+        *,
+        development: bool,
+        applied: Callable[[], Awaitable[None]],
+    ) -> None:
         self._folder = folder
         self._store = store
         self._development = development
-        self._task: asyncio.Task[None] | None = None
-        self._seen: dict[str, bytes] | None = None
+        self._applied = applied
+        self._last: Files | None = None  # what the last look saw
+        self._judged: Files | None = None  # what is applied, or known to be invalid
+        self._watcher = Background("policy-folder", self.look, pause=_LOOK_EVERY)
         self.failing = False
 
-    async def apply_at_start(self) -> None:
-        """Apply the folder before the server serves.
+    @property
+    def alive(self) -> bool:
+        """Whether the folder is being watched."""
+        return self._watcher.alive
+
+    async def apply_at_start(self, first: Files) -> None:
+        """Apply the folder before the server serves; `first` is what an earlier look saw.
 
         Raises:
-            ConfigurationError: it cannot be read, or has errors: a server does not start on a broken policy.
+            ConfigurationError: it cannot be read, has errors, or does not come to rest.
+            LedgerUnavailable: it could not be written.
 
         """
-        try:
-            await self._apply(read_folder(self._folder))
-        except PolicyInvalid as error:
-            raise ConfigurationError(
-                f"the policy in {self._folder} has errors: {error}",
-                remedy=f"kms policy lint {self._folder} explains each",
-            ) from error
+        seen: Files | None = first
+        for _ in range(_LOOKS_AT_START):
+            files, revision = await asyncio.to_thread(
+                read_policy, self._folder, development=self._development
+            )
+            if files == seen:
+                self._last = files
+                await self._apply(files, revision)
+                return
+            seen = files
+            await asyncio.sleep(_LOOK_EVERY)
+        raise ConfigurationError(
+            f"the policy in {self._folder} keeps changing", remedy="start the server when it is complete"
+        )
 
     def start(self) -> None:
         """Start watching in the running event loop."""
-        self._task = asyncio.create_task(self._watch(), name="policy-folder")
+        self._watcher.start()
 
     async def stop(self) -> None:
         """Stop watching."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._watcher.stop()
 
-    async def _apply(self, files: dict[str, bytes]) -> None:
-        revision = await asyncio.to_thread(Revision.from_files, files, development=self._development)
+    async def look(self) -> None:
+        """Look once, and apply what is new and at rest."""
+        try:
+            files = await asyncio.to_thread(read_folder, self._folder)
+        except ConfigurationError as error:
+            # Nothing is known about the content: whatever is readable next is judged anew.
+            self._last = self._judged = None
+            self._fail(error)
+            return
+        at_rest = files == self._last
+        self._last = files
+        if not at_rest or files == self._judged:
+            return
+        try:
+            revision = await asyncio.to_thread(Revision.from_files, files, development=self._development)
+            await self._apply(files, revision)
+            self.failing = False
+        except PolicyInvalid as error:
+            self._judged = files
+            self._fail(error)
+        except LedgerUnavailable as error:
+            _log.error("policy-folder-not-applied", cause=error.detail)
+
+    async def _apply(self, files: Files, revision: Revision) -> None:
         if revision.digest != await self._store.folder_revision():
             await self._store.apply(
                 revision, author=_AUTHOR, message="the watched folder changed", from_folder=True
             )
             _log.info("policy-folder-applied", revision=revision.digest)
-        self._seen = files
+            self._judged = files
+            await self._applied()
+        self._judged = files
 
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_EVERY)
-            try:
-                files = await asyncio.to_thread(read_folder, self._folder)
-                if files == self._seen:
-                    continue
-                self._seen = files
-                await self._apply(files)
-                self.failing = False
-            except (PolicyInvalid, ConfigurationError) as error:
-                if not self.failing:
-                    _log.error("policy-folder-invalid", folder=str(self._folder), cause=str(error))
-                self.failing = True
-            except LedgerUnavailable as error:
-                self._seen = None
-                _log.error("policy-folder-not-applied", cause=error.detail)
+    def _fail(self, error: Exception) -> None:
+        if not self.failing:
+            _log.error("policy-folder-invalid", folder=str(self._folder), cause=str(error))
+        self.failing = True

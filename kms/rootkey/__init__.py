@@ -5,7 +5,15 @@ database already holds a key-check value, a missing root is an accident to be re
 a new one in its place would be the loss of every key (field lesson 30).
 """
 
+from kms.rootkey.checked import open_checked_root
 from kms.rootkey.file import FileRootKey, RootKeyMissing
-from kms.rootkey.registry import create_root_key, open_root_key
+from kms.rootkey.registry import check_uri, create_root_key, open_root_key
 
-__all__ = ["FileRootKey", "RootKeyMissing", "create_root_key", "open_root_key"]
+__all__ = [
+    "FileRootKey",
+    "RootKeyMissing",
+    "check_uri",
+    "create_root_key",
+    "open_checked_root",
+    "open_root_key",
+]

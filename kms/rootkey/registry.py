@@ -40,6 +40,16 @@ def create_root_key(uri: str, *, mode: Mode, now: datetime, random: Callable[[in
     return FileRootKey.load(path, mode)
 
 
+def check_uri(uri: str) -> None:
+    """Check that `uri` names a provider of this version, without touching what it names.
+
+    Raises:
+        ConfigurationError: it does not.
+
+    """
+    _path(uri)
+
+
 def _path(uri: str) -> Path:
     # The rest of a URI may hold a PIN (pkcs11) or a path: only a known scheme is ever repeated.
     scheme, colon, rest = uri.partition(":")

@@ -1,5 +1,6 @@
 """The schema, its migrations, and the marks of an installation, on a real SQLite file."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -74,6 +75,37 @@ class TestMigrations:
         assert "9999" in refused.value.detail
         assert refused.value.remedy
 
+    @pytest.mark.parametrize(
+        "statements",
+        [
+            ["CREATE TABLE customers (id INTEGER)"],
+            # Other software numbers its migrations from 0001 too.
+            [
+                "CREATE TABLE customers (id INTEGER)",
+                "CREATE TABLE alembic_version (version_num VARCHAR(32))",
+                "INSERT INTO alembic_version VALUES ('0001')",
+            ],
+            ["CREATE TABLE customers (id INTEGER)", "CREATE TABLE alembic_version (version_num VARCHAR(32))"],
+        ],
+    )
+    async def test_the_database_of_other_software_is_refused_and_left_alone(
+        self, empty: AsyncEngine, statements: list[str]
+    ) -> None:
+        async with empty.begin() as connection:
+            for statement in statements:
+                await connection.execute(text(statement))
+        with pytest.raises(ConfigurationError, match="other software"):
+            await migrate(empty, SCRIPTS)
+        async with empty.connect() as connection:
+            tables = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+        assert set(tables) <= {"customers", "alembic_version"}
+
+    async def test_two_that_migrate_at_once_both_find_it_done(self, tmp_path: Path) -> None:
+        engines = [open_engine(sqlite_url(tmp_path)) for _ in range(4)]
+        await asyncio.gather(*(migrate(engine, SCRIPTS) for engine in engines))
+        for engine in engines:
+            await engine.dispose()
+
     async def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
         (tmp_path / SQLITE_FILE).write_bytes(b"not a database, but long enough to look at" * 100)
         engine = open_engine(sqlite_url(tmp_path))
@@ -88,6 +120,21 @@ class TestEngine:
     )
     def test_other_databases_are_not_promised(self, url: str) -> None:
         with pytest.raises(ConfigurationError):
+            open_engine(url)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "sqlite+aiosqlite://",
+            "sqlite+aiosqlite:///",
+            "sqlite+aiosqlite:///:memory:",
+            "sqlite+aiosqlite:///file:x?mode=memory&uri=true",
+            "sqlite+aiosqlite:///file:x",
+            "sqlite+aiosqlite:////tmp/x?nolock=1",
+        ],
+    )
+    def test_a_record_in_memory_is_refused(self, url: str) -> None:
+        with pytest.raises(ConfigurationError, match="names no file"):
             open_engine(url)
 
     async def test_a_commit_is_durable_and_waits_for_others(self, engine: AsyncEngine) -> None:
@@ -139,6 +186,6 @@ class TestInstallation:
         installation = Installation(engine, lambda: NOW)
         assert await installation.check_values() == {}
         await installation.remember_check_values({1: b"a" * 32, 2: b"b" * 32})
-        with pytest.raises(LedgerUnavailable):
+        with pytest.raises(ConfigurationError, match="another root key"):
             await installation.remember_check_values({3: b"c" * 32, 1: b"x" * 32})
         assert await installation.check_values() == {1: b"a" * 32, 2: b"b" * 32}

@@ -1,6 +1,11 @@
-import pytest
+import asyncio
 
-from kms.http.limits import AddressLimiter
+import pytest
+from starlette.requests import Request
+from starlette.types import Message
+
+from kms.errors import MalformedRequest
+from kms.http.limits import AddressLimiter, InFlight, ServerBusy, read_body
 
 
 class Seconds:
@@ -70,3 +75,34 @@ def test_memory_has_a_limit(seconds: Seconds, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_burst_of_none_is_one(seconds: Seconds) -> None:
     assert taken(AddressLimiter(5, 0, seconds), "192.0.2.1", 10) == 1
+
+
+def test_as_many_at_once_as_there_are_places() -> None:
+    in_flight = InFlight(2)
+    with in_flight.place(), in_flight.place():
+        with pytest.raises(ServerBusy) as refused, in_flight.place():
+            pass
+        assert (refused.value.code, refused.value.reason) == ("rate-limited", "server-busy")
+        assert refused.value.retry_after == 1
+    with in_flight.place(), in_flight.place():
+        pass
+
+
+def test_a_place_is_given_back_after_a_failure() -> None:
+    in_flight = InFlight(1)
+    for _ in range(3):
+        with pytest.raises(KeyError), in_flight.place():
+            raise KeyError
+
+
+async def test_lesson_37_the_deadline_is_for_the_whole_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kms.http.limits.BODY_WITHIN", 0.2)
+
+    async def drip() -> Message:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, drip)
+    with pytest.raises(MalformedRequest) as refused:
+        await read_body(request)
+    assert refused.value.reason == "body-too-slow"

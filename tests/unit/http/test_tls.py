@@ -1,3 +1,4 @@
+import os
 import stat
 from datetime import timedelta
 from pathlib import Path
@@ -77,11 +78,69 @@ def test_a_lost_file_is_made_again(tls: LocalTls, lost: str) -> None:
     server_context(tls.certificate, tls.key, "1.3")
 
 
-@pytest.mark.parametrize("damaged", ["ca.pem", "server.pem", "ca-key.pem"])
-def test_a_damaged_file_is_said(tls: LocalTls, damaged: str) -> None:
-    (tls.ca.parent / damaged).write_bytes(b"damaged")
-    with pytest.raises(ConfigurationError, match="TLS files"):
-        tls.ensure({"another"}, NOW)
+FILES = ["ca.pem", "ca-key.pem", "server.pem", "server-key.pem"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"damaged", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+)
+@pytest.mark.parametrize("damaged", FILES)
+def test_a_damaged_file_is_said_and_the_remedy_is_true(tls: LocalTls, damaged: str, content: bytes) -> None:
+    folder = tls.ca.parent
+    ca = tls.ca.read_bytes()
+    (folder / damaged).write_bytes(content)
+    names = {"another"} if damaged == "ca-key.pem" else NAMES
+    with pytest.raises(ConfigurationError, match=f"TLS files.*{damaged} is damaged") as refused:
+        tls.ensure(names, NOW)
+    if damaged.startswith("ca"):
+        assert "remove both" in refused.value.remedy
+        tls.ca.unlink()
+        (folder / "ca-key.pem").unlink()
+    else:
+        assert "under the same CA" in refused.value.remedy
+        (folder / damaged).unlink()
+    tls.ensure(names, NOW)
+    read(tls.certificate).verify_directly_issued_by(read(tls.ca))
+    server_context(tls.certificate, tls.key, "1.3")
+    assert (tls.ca.read_bytes() == ca) == (not damaged.startswith("ca"))
+
+
+@pytest.mark.parametrize("swapped", ["server.pem", "server-key.pem", "ca.pem"])
+def test_files_that_do_not_fit_are_made_again_or_refused(tls: LocalTls, tmp_path: Path, swapped: str) -> None:
+    """As after a crash between the key and the certificate, or a CA from elsewhere."""
+    other = LocalTls(tmp_path / "other")
+    other.ensure(NAMES, NOW)
+    (tls.ca.parent / swapped).write_bytes((other.ca.parent / swapped).read_bytes())
+    if swapped == "ca.pem":
+        with pytest.raises(ConfigurationError, match=r"ca-key\.pem is not the key of ca\.pem"):
+            tls.ensure(NAMES, NOW)
+        return
+    tls.ensure(NAMES, NOW)
+    read(tls.certificate).verify_directly_issued_by(read(tls.ca))
+    server_context(tls.certificate, tls.key, "1.3")
+
+
+def test_a_new_ca_issues_a_new_certificate(tls: LocalTls) -> None:
+    tls.ca.unlink()
+    tls.ensure(NAMES, NOW)
+    read(tls.certificate).verify_directly_issued_by(read(tls.ca))
+
+
+def test_certificates_are_readable_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        tls = LocalTls(tmp_path / "tls")
+        tls.ensure(NAMES, NOW)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(tls.ca.stat().st_mode) == 0o644
+    assert stat.S_IMODE(tls.key.stat().st_mode) == 0o600
+
+
+def test_a_name_however_it_is_written_is_the_same(tls: LocalTls) -> None:
+    before = tls.certificate.read_bytes()
+    tls.ensure(NAMES | {"0:0:0:0:0:0:0:1"}, NOW)
+    assert tls.certificate.read_bytes() == before
 
 
 @pytest.mark.parametrize(("minimum", "name"), [("1.3", "TLSv1_3"), ("1.2", "TLSv1_2")])

@@ -1,0 +1,54 @@
+"""Work that goes on beside the requests: one loop, one way to start, stop and notice that it died.
+
+A task that ends with an exception nobody awaits is silent: the server would look healthy while nothing is
+recorded or followed any more. So a failure of one round is logged and the next round comes, and `alive`
+tells readiness the rest.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+_log = structlog.get_logger("kms.background")
+
+_PAUSE_AFTER_FAILURE: Final = 1.0  # seconds; work that fails at once must not fill the processor or the log
+
+
+class Background:
+    """Calls `work` again and again in a task named `name`, with `pause` seconds before each call."""
+
+    def __init__(self, name: str, work: Callable[[], Awaitable[None]], *, pause: float = 0.0) -> None:
+        self._name = name
+        self._work = work
+        self._pause = pause
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was started and still goes on."""
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """Start in the running event loop."""
+        if not self.alive:
+            self._task = asyncio.create_task(self._go_on(), name=self._name)
+
+    async def stop(self) -> None:
+        """Stop, in the middle of a round if need be."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _go_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._pause)
+            try:
+                await self._work()
+            except Exception as error:  # noqa: BLE001 -- the outermost shell of a task
+                _log.error("background-failed", task=self._name, exc_info=error)
+                await asyncio.sleep(_PAUSE_AFTER_FAILURE)

@@ -1,0 +1,41 @@
+"""Why the server cannot serve now, by name: what `/readyz` asks."""
+
+from dataclasses import dataclass
+
+from kms.database.decisions import DecisionStore
+from kms.database.policies import FollowedPolicies, PolicyStore
+from kms.errors import LedgerUnavailable, RootKeyUnavailable
+from kms.policy_folder.watching import FolderWatcher
+from kms.ports import RootKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotReady:
+    """Asks each part of a server. `watcher` is None where no folder is watched."""
+
+    revisions: PolicyStore
+    policies: FollowedPolicies
+    decisions: DecisionStore
+    root_key: RootKey
+    watcher: FolderWatcher | None
+
+    async def reasons(self) -> tuple[str, ...]:
+        """Give the names of what is wrong; none when the server is ready."""
+        watcher = self.watcher
+        found = {
+            "policy-missing": await self.policies.active() is None,
+            "policy-folder-invalid": watcher is not None and watcher.failing,
+            "policy-watcher-stopped": watcher is not None and not watcher.alive,
+            "policy-follower-stopped": not self.policies.alive,
+            "record-stopped": not self.decisions.alive,
+        }
+        reasons = [name for name, holds in found.items() if holds]
+        try:
+            await self.revisions.active_revision()
+        except LedgerUnavailable:
+            reasons.append("database-unavailable")
+        try:
+            await self.root_key.epochs()
+        except RootKeyUnavailable as error:
+            reasons.append(error.reason)
+        return tuple(reasons)

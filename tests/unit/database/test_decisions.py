@@ -1,0 +1,143 @@
+"""The record of decisions: what fails fails alone, and nobody waits for ever."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from kms.database.decisions import DecisionStore
+from kms.database.engine import open_engine, reading, sqlite_url
+from kms.database.migrate import migrate
+from kms.database.schema import decisions, spent_challenges
+from kms.errors import LedgerUnavailable
+from kms.ledger.entries import REFUSED, DecisionEntry
+from kms.packaged import packaged_folder
+from kms.policy.decision import Ask
+from tests.world import NOW
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
+    engine = open_engine(sqlite_url(tmp_path))
+    await migrate(engine, packaged_folder("migrations"))
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def store(engine: AsyncEngine) -> DecisionStore:
+    return DecisionStore(engine, lambda: NOW)
+
+
+def entry(name: str, **changes: object) -> DecisionEntry:
+    made = DecisionEntry(
+        release_id=name,
+        decided_at=NOW,
+        outcome=REFUSED,
+        code="policy-denied",
+        reasons=(),
+        checks=(),
+        boot_info=None,
+        ask=Ask(keys=()),
+        epochs=(),
+        policy_revision=None,
+        challenge=name.encode(),
+        client="192.0.2.1",
+        development=False,
+        salt=bytes(16),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+async def ids(engine: AsyncEngine) -> list[str]:
+    async with reading(engine) as connection:
+        rows = (await connection.execute(select(decisions.c.id).order_by(decisions.c.id))).all()
+    return [row.id for row in rows]
+
+
+async def test_one_bad_entry_of_a_batch_fails_alone(engine: AsyncEngine, store: DecisionStore) -> None:
+    asked = [entry("a"), entry("a", challenge=b"other"), entry("b"), entry("c")]
+    store.start()
+    outcomes = await asyncio.gather(*(store.record(each, NOW) for each in asked), return_exceptions=True)
+    await store.stop()
+    assert [type(outcome) for outcome in outcomes] == [type(None), LedgerUnavailable, type(None), type(None)]
+    assert await ids(engine) == ["a", "b", "c"]
+    async with reading(engine) as connection:
+        spent = (await connection.execute(select(spent_challenges.c.challenge))).all()
+    assert {row.challenge for row in spent} == {b"a", b"b", b"c"}
+
+
+async def test_a_full_queue_says_busy(store: DecisionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kms.database.decisions._MOST_WAITING", 3)
+    store = DecisionStore(store._engine, lambda: NOW)
+    store.start()
+    waiting = [asyncio.create_task(store.record(entry(str(number)), NOW)) for number in range(4)]
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    await store.stop()
+    [refused] = [outcome for outcome in outcomes if outcome is not None]
+    assert isinstance(refused, LedgerUnavailable)
+    assert refused.reason == "ledger-busy"
+
+
+async def test_stopping_writes_what_waits(engine: AsyncEngine, store: DecisionStore) -> None:
+    store.start()
+    waiting = [asyncio.create_task(store.record(entry(f"{number:03}"), NOW)) for number in range(300)]
+    await asyncio.sleep(0)
+    await store.stop()
+    assert await asyncio.gather(*waiting) == [None] * 300
+    assert len(await ids(engine)) == 300
+    with pytest.raises(LedgerUnavailable) as refused:
+        await store.record(entry("late"), NOW)
+    assert refused.value.reason == "ledger-stopped"
+
+
+async def test_a_writer_that_dies_leaves_nobody_waiting(
+    engine: AsyncEngine, store: DecisionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(_: object) -> list[Exception | None]:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(store, "_write", die)
+    store.start()
+    async with asyncio.timeout(5):
+        with pytest.raises(LedgerUnavailable):
+            await store.record(entry("a"), NOW)
+        assert not store.alive
+        with pytest.raises(LedgerUnavailable):
+            await store.record(entry("b"), NOW)
+        await store.stop()
+
+
+async def test_an_unexpected_failure_is_survived(
+    engine: AsyncEngine, store: DecisionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kms.background._PAUSE_AFTER_FAILURE", 0)
+    write, failures = store._write, iter([RuntimeError("a bug")])
+
+    async def fail_once(batch: object) -> list[Exception | None]:
+        for failure in failures:
+            raise failure
+        return await write(batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "_write", fail_once)
+    store.start()
+    with pytest.raises(LedgerUnavailable):
+        await store.record(entry("a"), NOW)
+    await store.record(entry("b"), NOW)
+    await store.stop()
+    assert await ids(engine) == ["b"]
+
+
+async def test_a_database_that_fails_fails_them_all(engine: AsyncEngine, store: DecisionStore) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("DROP TABLE decisions"))
+    store.start()
+    outcomes = await asyncio.gather(
+        *(store.record(entry(name), NOW) for name in "ab"), return_exceptions=True
+    )
+    await store.stop()
+    assert [type(outcome) for outcome in outcomes] == [LedgerUnavailable] * 2

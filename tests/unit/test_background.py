@@ -1,0 +1,60 @@
+import asyncio
+
+import pytest
+
+from kms.background import Background
+
+
+async def test_a_failure_is_logged_and_the_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kms.background._PAUSE_AFTER_FAILURE", 0)
+    rounds: list[int] = []
+    enough = asyncio.Event()
+
+    async def work() -> None:
+        rounds.append(1)
+        if len(rounds) > 3:
+            enough.set()
+        raise RuntimeError("a bug")
+
+    background = Background("some-work", work)
+    assert not background.alive
+    background.start()
+    await asyncio.wait_for(enough.wait(), 5)
+    assert background.alive
+    await background.stop()
+    assert not background.alive
+    assert "background-failed" in capsys.readouterr().out
+
+
+async def test_a_pause_comes_before_each_round() -> None:
+    rounds: list[int] = []
+
+    async def work() -> None:
+        rounds.append(1)
+
+    background = Background("some-work", work, pause=60)
+    background.start()
+    await asyncio.sleep(0.05)
+    await background.stop()
+    assert rounds == []
+
+
+async def test_starting_twice_is_starting_once_and_it_can_start_again() -> None:
+    running: list[asyncio.Task[None] | None] = []
+
+    async def work() -> None:
+        running.append(asyncio.current_task())
+        await asyncio.sleep(60)
+
+    background = Background("some-work", work)
+    background.start()
+    background.start()
+    await asyncio.sleep(0.01)
+    assert len(running) == 1
+    await background.stop()
+    await background.stop()
+    background.start()
+    assert background.alive
+    await background.stop()
