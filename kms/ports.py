@@ -105,8 +105,11 @@ class PolicyRevisions(Protocol):
     ) -> bool:
         """Store a revision and put it in force; say whether that changed anything.
 
+        With `from_folder` the revocations in force that did not come from the folder stay.
+
         Raises:
             LedgerUnavailable: it could not be written.
+            PolicyInvalid: such a revocation does not fit the folder.
 
         """
         ...

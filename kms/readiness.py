@@ -28,6 +28,7 @@ class NotReady:
             "policy-watcher-stopped": watcher is not None and not watcher.alive,
             "policy-follower-stopped": not self.policies.alive,
             "record-stopped": not self.decisions.alive,
+            "record-failing": not await self.decisions.writable(),
         }
         reasons = [name for name, holds in found.items() if holds]
         try:

@@ -58,9 +58,9 @@ class Rate(NamedTuple):
 
 def _address(value: object) -> object:
     if not isinstance(value, str):
-        return value
+        raise ValueError("write HOST:PORT, for example 127.0.0.1:8443")  # noqa: TRY004 -- for the operator
     host, colon, port = value.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
+    host = host.removeprefix("[").removesuffix("]").replace("localhost", "127.0.0.1")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError("write HOST:PORT, for example 127.0.0.1:8443")
     try:
@@ -75,9 +75,7 @@ def _optional_address(value: object) -> object:
 
 
 def _rate(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    match = _RATE.fullmatch(value)
+    match = _RATE.fullmatch(value) if isinstance(value, str) else None
     if match is None or int(match[1]) == 0:
         raise ValueError("write RATE/s, for example 200/s, or 200/s burst 2000")
     return Rate(int(match[1]), int(match[2]) if match[2] else 10 * int(match[1]))
@@ -86,13 +84,17 @@ def _rate(value: object) -> object:
 def _duration(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str):
-        return value
-    match = _DURATION.fullmatch(value)
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("write a time, for example 300, 5 minutes or 7 days")
     unit = match[2] or "seconds"
     return timedelta(**{_UNITS.get(unit, unit): int(match[1])})
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("write a whole number")  # noqa: TRY004 -- for the operator
+    return value
 
 
 def _list(value: object) -> object:
@@ -142,7 +144,9 @@ class Settings(BaseModel):
         Rate(200, 2000), description="for each address"
     )
     challenge_ttl: Duration = Field(timedelta(seconds=300), description="seconds")
-    workers: int = Field(1, ge=1, le=256, description="server processes")
+    workers: Annotated[int, BeforeValidator(_no_truth)] = Field(
+        1, ge=1, le=256, description="server processes"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log line"
     )
@@ -179,10 +183,19 @@ class Settings(BaseModel):
             if name in _WITHOUT_EFFECT or name in _REFUSED_WHEN_SET:
                 continue
             value = getattr(self, name)
-            if name == "database_url" and value:
-                value = re.sub(r"//[^/@]*@", "//***@", value)
+            if name in {"database_url", "root_key"} and value:
+                value = _without_secrets(value)
             shown[name] = value if value is None or isinstance(value, list | int) else str(value)
         return shown
+
+
+def _without_secrets(uri: str) -> str:
+    """Give a URI without what may be a password or PIN: user part and query; of unknown schemes, all."""
+    scheme, _, rest = uri.partition(":")
+    if scheme == "file":
+        return uri
+    address = re.fullmatch(r"//(?:.*@)?([^@?]*)(?:\?.*)?", rest, re.DOTALL)
+    return f"{scheme}://{address[1]}" if address else f"{scheme}:…"
 
 
 def load_settings(

@@ -6,19 +6,21 @@ for many, and each decision still succeeds or fails alone.
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kms.background import Background
 from kms.database.engine import reading, writing
-from kms.database.schema import active_policy, decisions, spent_challenges
+from kms.database.schema import active_policy, decisions, installation, spent_challenges
 from kms.errors import ChallengeUsed, LedgerUnavailable
 from kms.ledger.entries import DecisionEntry, timestamp
 from kms.ports import Clock, PolicyMoved
@@ -31,6 +33,7 @@ _PURGE_EVERY: Final = timedelta(minutes=1)
 # An expired challenge is refused by its date. Spent ones are kept longer all the same, so that a clock
 # that is set back does not make one good again.
 _KEEP_SPENT: Final = timedelta(days=2)
+_LEAP: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +47,33 @@ class _Waiting:
 class DecisionStore:
     """Implements `kms.ports.Decisions` on SQLite. `start` it before use, `stop` it after the last request."""
 
-    def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
+    def __init__(
+        self, engine: AsyncEngine, clock: Clock, *, elapsed: Callable[[], float] = time.monotonic
+    ) -> None:
         self._engine = engine
         self._clock = clock
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(_MOST_WAITING)
-        self._purged_at: datetime | None = None
+        self._elapsed = elapsed
+        self._purged: tuple[datetime, float] | None = None
+        self._purge_not_before = 0.0
+        self._failing = False
         self._writer = Background("decision-writer", self._write_waiting)
 
     @property
     def alive(self) -> bool:
         """Whether decisions are being written."""
         return self._writer.alive
+
+    async def writable(self) -> bool:
+        """Say whether the record can be written: tried anew only after it could not."""
+        if self._failing:
+            try:
+                async with writing(self._engine) as connection:
+                    await connection.execute(update(installation).values(mode=installation.c.mode))
+            except LedgerUnavailable:
+                return False
+            self._failing = False
+        return True
 
     def start(self) -> None:
         """Start the writing task in the running event loop."""
@@ -111,23 +130,42 @@ class DecisionStore:
             async with writing(self._engine) as connection:
                 found = (await connection.execute(select(active_policy.c.revision))).first()
                 active = None if found is None else found.revision
-                outcomes.extend([await _write_one(connection, waiting, active) for waiting in batch])
                 await self._purge(connection)
+                outcomes.extend([await _write_one(connection, waiting, active) for waiting in batch])
         except LedgerUnavailable as error:
             # Nothing of the batch is there. Whoever waits is told so, and no key leaves.
             if len(batch) > 1 and _is_of_one_entry(error.__cause__):
                 return [(await self._write([waiting]))[0] for waiting in batch]
             _log.error("decisions-not-written", cause=error.detail, count=len(batch))
+            self._failing = True
             return [LedgerUnavailable(error.detail) for _ in batch]
+        self._failing = False
         return outcomes
 
     async def _purge(self, connection: AsyncConnection) -> None:
-        now = self._clock()
-        if self._purged_at is not None and now - self._purged_at < _PURGE_EVERY:
+        """Forget spent challenges that are long past.
+
+        After a leap of the clock, or a time without decisions that may hide one, it waits as long as
+        challenges are kept, in elapsed time: else a clock that leaps ahead and back would make spent
+        challenges good again.
+        """
+        now, elapsed = self._clock(), self._elapsed()
+        if self._purged is None:
+            last = (await connection.execute(select(func.max(decisions.c.decided_at)))).scalar()
+            quiet = last is not None and now - datetime.fromisoformat(last) > _KEEP_SPENT
+            self._purge_not_before = elapsed + (_KEEP_SPENT.total_seconds() if quiet else 0)
+        else:
+            then, elapsed_then = self._purged
+            if elapsed - elapsed_then < _PURGE_EVERY.total_seconds() and abs(now - then) < _LEAP:
+                return
+            if abs((now - then).total_seconds() - (elapsed - elapsed_then)) > _LEAP.total_seconds():
+                _log.warning("clock-leapt", seconds=round((now - then).total_seconds()))
+                self._purge_not_before = elapsed + _KEEP_SPENT.total_seconds()
+        self._purged = (now, elapsed)
+        if elapsed < self._purge_not_before:
             return
         limit = int((now - _KEEP_SPENT).timestamp())
         await connection.execute(delete(spent_challenges).where(spent_challenges.c.expires_at < limit))
-        self._purged_at = now
 
 
 def _is_of_one_entry(cause: BaseException | None) -> bool:

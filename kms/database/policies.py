@@ -18,7 +18,7 @@ from kms.ledger.entries import timestamp
 from kms.measurement.images import LaunchHint
 from kms.policy.compiled import Policy
 from kms.policy.findings import PolicyInvalid
-from kms.policy.revision import Revision
+from kms.policy.revision import Revision, with_standing_revocations
 from kms.ports import Clock
 from kms.snp.verify import VerifiedReport
 
@@ -89,35 +89,58 @@ class PolicyStore:
     async def apply(
         self, revision: Revision, *, author: str, message: str, from_folder: bool = False
     ) -> bool:
-        """Store a revision and put it in force, in one transaction; say whether anything changed."""
+        """Store a revision and put it in force, in one transaction; say whether anything changed.
+
+        What a command revoked stays revoked when a folder is applied (`with_standing_revocations`).
+
+        Raises:
+            PolicyInvalid: such a revocation does not fit the folder.
+
+        """
         now = timestamp(self._clock())
-        folder = revision.digest if from_folder else None
+        folder = revision if from_folder else None
+        if folder is not None:
+            revision = await self._with_standing_revocations(folder)
         async with writing(self._engine) as connection:
-            await connection.execute(
-                insert_or(policy_revisions)
-                .values(
-                    revision=revision.digest,
-                    documents=revision.canonical,
-                    author=author,
-                    message=message,
-                    created_at=now,
+            for each in {revision.digest: revision, **({folder.digest: folder} if folder else {})}.values():
+                await connection.execute(
+                    insert_or(policy_revisions)
+                    .values(
+                        revision=each.digest,
+                        documents=each.canonical,
+                        author=author,
+                        message=message,
+                        created_at=now,
+                    )
+                    .on_conflict_do_nothing()
                 )
-                .on_conflict_do_nothing()
-            )
+            folder_digest = None if folder is None else folder.digest
             row = (await connection.execute(select(active_policy))).first()
             if row is None:
                 await connection.execute(
                     insert(active_policy).values(
-                        id=1, revision=revision.digest, sequence=1, activated_at=now, folder_revision=folder
+                        id=1,
+                        revision=revision.digest,
+                        sequence=1,
+                        activated_at=now,
+                        folder_revision=folder_digest,
                     )
                 )
                 return True
             changed = bool(row.revision != revision.digest)
-            values = {"folder_revision": folder or row.folder_revision}
+            values = {"folder_revision": folder_digest or row.folder_revision}
             if changed:
                 values |= {"revision": revision.digest, "sequence": row.sequence + 1, "activated_at": now}
             await connection.execute(update(active_policy).values(values))
         return changed
+
+    async def _with_standing_revocations(self, folder: Revision) -> Revision:
+        active, last = await self.active_revision(), await self.folder_revision()
+        in_force = None if active is None else await self.load(active)
+        if in_force is None:
+            return folder
+        last_folder = None if last is None else await self.load(last)
+        return await asyncio.to_thread(with_standing_revocations, folder, in_force, last_folder)
 
 
 class FollowedPolicies:

@@ -77,7 +77,7 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
     ("variable", "value"),
     [
         ("KMS_LISTEN", "8443"),
-        ("KMS_LISTEN", "localhost:8443"),
+        ("KMS_LISTEN", "kms.example:8443"),
         ("KMS_LISTEN", "127.0.0.1:65536"),
         ("KMS_LISTEN", "127.0.0.1:-1"),
         ("KMS_LISTEN", "127.0.0.1:\u0663"),
@@ -168,3 +168,34 @@ def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="No such file"):
         load_settings(tmp_path / "nothing.toml", {})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'listen = ["localhost", 99999]',
+        "listen = 8443",
+        "rate_limit = [0, 0]",
+        "challenge_ttl = 3.5",
+        "workers = true",
+    ],
+)
+def test_a_value_of_another_type_is_told_in_words(tmp_path: Path, line: str) -> None:
+    (tmp_path / "kms.toml").write_text(line)
+    name = line.split(" ")[0].upper()
+    with pytest.raises(ConfigurationError, match=f"setting KMS_{name}: (write|Value|Input)"):
+        load_settings(tmp_path / "kms.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql+asyncpg://kms:a/b@h@db/kms?password=x", "postgresql+asyncpg://db/kms"),
+        ("sqlite+aiosqlite:////var/lib/kms/kms.sqlite3", "sqlite+aiosqlite:////var/lib/kms/kms.sqlite3"),
+        ("pkcs11:token=kms?pin-value=secret", "pkcs11:…"),
+        ("file:/var/lib/kms/root-key.json", "file:/var/lib/kms/root-key.json"),
+    ],
+)
+def test_what_is_printed_holds_no_password(uri: str, shown: str) -> None:
+    settings, _ = load_settings(None, {"KMS_DATABASE_URL": uri, "KMS_ROOT_KEY": uri})
+    assert settings.shown()["database_url"] == settings.shown()["root_key"] == shown

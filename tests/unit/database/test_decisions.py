@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from kms.database.decisions import DecisionStore
 from kms.database.engine import open_engine, reading, sqlite_url
 from kms.database.migrate import migrate
 from kms.database.schema import decisions, spent_challenges
-from kms.errors import LedgerUnavailable
+from kms.errors import ChallengeUsed, LedgerUnavailable
 from kms.ledger.entries import REFUSED, DecisionEntry
 from kms.packaged import packaged_folder
 from kms.policy.decision import Ask
@@ -141,3 +142,45 @@ async def test_a_database_that_fails_fails_them_all(engine: AsyncEngine, store: 
     )
     await store.stop()
     assert [type(outcome) for outcome in outcomes] == [LedgerUnavailable] * 2
+
+
+async def test_a_clock_that_leaps_makes_no_spent_challenge_good_again(engine: AsyncEngine) -> None:
+    """Field lesson 12: what is spent stays spent, whatever the clock does meanwhile."""
+    now, elapsed = [NOW], [0.0]
+    store = DecisionStore(engine, lambda: now[0], elapsed=lambda: elapsed[0])
+
+    async def record(name: str, *, challenge: bytes) -> None:
+        made = entry(name, challenge=challenge, decided_at=now[0])
+        await store.record(made, now[0] + timedelta(minutes=5))
+
+    store.start()
+    await record("a", challenge=b"first")
+    now[0], elapsed[0] = NOW + timedelta(days=3), 120.0
+    await record("b", challenge=b"second")
+    now[0], elapsed[0] = NOW + timedelta(minutes=3), 180.0
+    with pytest.raises(ChallengeUsed):
+        await record("c", challenge=b"first")
+    # In three days that really pass, it is forgotten.
+    now[0], elapsed[0] = NOW + timedelta(days=3), 3 * 86400.0
+    await record("d", challenge=b"third")
+    assert not await store.is_spent(b"first")
+    await store.stop()
+
+
+async def test_a_record_that_cannot_be_written_is_told_until_it_can(
+    engine: AsyncEngine, store: DecisionStore
+) -> None:
+    store.start()
+    assert await store.writable()
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE decisions RENAME TO elsewhere"))
+        await connection.execute(text("ALTER TABLE installation RENAME TO nowhere"))
+    with pytest.raises(LedgerUnavailable):
+        await store.record(entry("a"), NOW)
+    assert not await store.writable()
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE elsewhere RENAME TO decisions"))
+        await connection.execute(text("ALTER TABLE nowhere RENAME TO installation"))
+    assert await store.writable()
+    await store.record(entry("a"), NOW)
+    await store.stop()
