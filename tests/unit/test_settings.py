@@ -182,7 +182,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_a_value_of_another_type_is_told_in_words(tmp_path: Path, line: str) -> None:
     (tmp_path / "kms.toml").write_text(line)
-    name = line.split(" ")[0].upper()
+    name = line.split(" ", maxsplit=1)[0].upper()
     with pytest.raises(ConfigurationError, match=f"setting KMS_{name}: (write|Value|Input)"):
         load_settings(tmp_path / "kms.toml", {})
 
