@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from kms.errors import ConfigurationError, LedgerUnavailable
 from kms.policy.revision import Revision
@@ -94,13 +95,14 @@ async def test_an_unreadable_moment_passes(watcher: FolderWatcher, folder: Path,
 
 
 async def test_errors_stay_said_until_they_are_mended(
-    watcher: FolderWatcher, store: Store, folder: Path, capsys: pytest.CaptureFixture[str]
+    watcher: FolderWatcher, store: Store, folder: Path
 ) -> None:
     (folder / "a.yaml").write_text("kind: [")
-    for _ in range(5):
-        await watcher.look()
+    with capture_logs() as logs:
+        for _ in range(5):
+            await watcher.look()
     assert watcher.failing
-    assert capsys.readouterr().out.count("policy-folder-invalid") == 1
+    assert [line["event"] for line in logs].count("policy-folder-invalid") == 1
     (folder / "a.yaml").write_text(ONE)
     await watcher.look()
     assert watcher.failing
