@@ -1,12 +1,13 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from kms.background import Background
 
 
 async def test_a_failure_is_logged_and_the_work_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("kms.background._PAUSE_AFTER_FAILURE", 0)
     rounds: list[int] = []
@@ -20,12 +21,13 @@ async def test_a_failure_is_logged_and_the_work_goes_on(
 
     background = Background("some-work", work)
     assert not background.alive
-    background.start()
-    await asyncio.wait_for(enough.wait(), 5)
-    assert background.alive
-    await background.stop()
+    with capture_logs() as logs:
+        background.start()
+        await asyncio.wait_for(enough.wait(), 5)
+        assert background.alive
+        await background.stop()
     assert not background.alive
-    assert "background-failed" in capsys.readouterr().out
+    assert "background-failed" in [line["event"] for line in logs]
 
 
 async def test_a_pause_comes_before_each_round() -> None:
