@@ -612,3 +612,10 @@ async def test_who_the_server_is(world: World) -> None:
     assert set(body) == {"identity", "previous", "tls_ca", "epochs", "version", "development"}
     assert body["identity"] == b64url(world.desk.identity.public_key)
     assert body["epochs"] == [1]
+
+
+async def test_a_challenge_costs_no_body_whatever_it_is(world: World) -> None:
+    """The body of `POST /v1/challenges` is ignored, its type and encoding too."""
+    headers = {"content-type": "text/plain", "content-encoding": "gzip"}
+    response = await world.client.post("/v1/challenges", content=b"not gzip", headers=headers)
+    assert response.status_code == 201
