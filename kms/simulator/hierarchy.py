@@ -78,15 +78,8 @@ class AmdHierarchy:
         not_after: datetime,
     ) -> Certificate:
         """Give the certificate of a chip's key at a TCB, unsigned: a forger changes it, then signs."""
-        return Certificate(
-            serial_number=0,  # as every genuine endorsement certificate
-            issuer=self.ask.name,
-            subject=simulation_name("SEV-VCEK"),
-            not_before=not_before,
-            not_after=not_after,
-            public_key=public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-            extensions=tuple(vcek_extensions(self.product, tcb, chip_id)),
-        )
+        extensions = vcek_extensions(self.product, tcb, chip_id)
+        return _leaf("SEV-VCEK", self.ask, public_key, extensions, not_before=not_before, not_after=not_after)
 
     def vlek_certificate(
         self,
@@ -98,14 +91,9 @@ class AmdHierarchy:
         not_after: datetime,
     ) -> Certificate:
         """Give the certificate of a cloud provider's key at a TCB, unsigned. `csp_id` is ASCII."""
-        return Certificate(
-            serial_number=0,
-            issuer=self.asvk.name,
-            subject=simulation_name("SEV-VLEK"),
-            not_before=not_before,
-            not_after=not_after,
-            public_key=public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-            extensions=tuple(vlek_extensions(self.product, tcb, csp_id)),
+        extensions = vlek_extensions(self.product, tcb, csp_id)
+        return _leaf(
+            "SEV-VLEK", self.asvk, public_key, extensions, not_before=not_before, not_after=not_after
         )
 
     def issue_vcek(
@@ -194,6 +182,26 @@ def _subordinate(product: Product, role: Role, ark: Authority, now: datetime, rs
     key = _new_key(rsa_bits)
     draft = authority_certificate(product, role, key.public_key(), ark.key.public_key(), now=now)
     return Authority(draft.signed(ark.key), key)
+
+
+def _leaf(
+    name: str,
+    authority: Authority,
+    public_key: EllipticCurvePublicKey,
+    extensions: Iterable[Extension],
+    *,
+    not_before: datetime,
+    not_after: datetime,
+) -> Certificate:
+    return Certificate(
+        serial_number=0,  # as every genuine endorsement certificate
+        issuer=authority.name,
+        subject=simulation_name(name),
+        not_before=not_before,
+        not_after=not_after,
+        public_key=public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        extensions=tuple(extensions),
+    )
 
 
 def _with(certificate: Certificate, extensions: Extensions | None) -> Certificate:
