@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kms.checks import Check
-from kms.evidence.app_document import AppIdentity
+from kms.evidence.app_document import AppIdentity, bind_document
 from kms.evidence.launch import Launch, NamedApp, choose_identity
 from kms.policy.compiled import Policy
 from kms.policy.decision import AppClaim, Context
+from kms.snp.report import Report
 from kms.snp.verify import VerifiedReport
 
 
@@ -32,6 +33,20 @@ def name_app(claim: AppClaim | None, document: AppIdentity | None) -> NamedApp |
     if claim is not None and claim.app_id is not None:
         return NamedApp(app_id=claim.app_id, compose_hash=claim.compose_hash)
     return None if document is None else NamedApp(app_id=document.app_id, compose_hash=None)
+
+
+def check_document(document: bytes, report: Report) -> tuple[AppIdentity | None, Check]:
+    """Give the identity that an app document states, if the report's HOST_DATA commits to its exact bytes.
+
+    Raises:
+        MalformedEvidence: HOST_DATA commits to the document, and it cannot be read.
+
+    """
+    identity = bind_document(document, report.host_data)
+    detail = f"HOST_DATA {report.host_data.hex()} does not commit to this document"
+    if identity is not None:
+        detail = f"HOST_DATA binds app {identity.app_id.hex()} ({identity.binding.value})"
+    return identity, Check.of("app-document", identity is not None, detail, reason="host-data-mismatch")
 
 
 def check_measurement(verified: VerifiedReport, launch: Launch | None) -> Check:

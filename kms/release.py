@@ -22,9 +22,16 @@ from kms.checks import Check, failures
 from kms.desk import Refused, Released, ReleaseDesk, Submission
 from kms.encoding import b64url
 from kms.errors import ChallengeUsed, CollateralUnavailable, LedgerUnavailable
-from kms.evidence.app_document import AppIdentity, bind_document
+from kms.evidence.app_document import AppIdentity
 from kms.evidence.sev_snp import SnpEvidence, parse_evidence
-from kms.judgement import Circumstances, bind_app, check_measurement, context_of, name_app
+from kms.judgement import (
+    Circumstances,
+    bind_app,
+    check_document,
+    check_measurement,
+    context_of,
+    name_app,
+)
 from kms.keys import challenge as challenges
 from kms.keys.challenge import NONCE_LENGTH, Challenge
 from kms.keys.derivation import derive
@@ -171,6 +178,7 @@ async def _judge(
         revision=decision.revision,
         epochs=tuple(sorted(set(epochs.values()))),
     )
+    receipt = make_receipt(desk.identity, entry)
     await desk.decisions.record(entry, case.challenge.expires_at)
     return Released(
         release_id=case.submission.release_id,
@@ -178,7 +186,7 @@ async def _judge(
         sealed=sealed,
         boot_info=boot_info,
         policy_revision=decision.revision,
-        receipt=make_receipt(desk.identity, entry),
+        receipt=receipt,
         development=desk.development,
     )
 
@@ -231,9 +239,7 @@ def bind_app_document(evidence: SnpEvidence, request: ReleaseRequest) -> tuple[A
         named = claim is not None and claim.app_id is not None and claim.compose_hash is not None
         detail = "no app document; the request names an app that a measured command line may prove"
         return None, Check.of("app-document", named, detail, reason="app-document-missing")
-    identity = bind_document(document, evidence.report.host_data)
-    detail = f"HOST_DATA {evidence.report.host_data.hex()} commits to the app document"
-    return identity, Check.of("app-document", identity is not None, detail, reason="host-data-mismatch")
+    return check_document(document, evidence.report)
 
 
 def choose_epochs(allowed: Allowed, existing: tuple[int, ...]) -> tuple[dict[KeyRequest, int], Check]:
@@ -274,7 +280,7 @@ def make_receipt(identity: Identity, entry: DecisionEntry) -> dict[str, str]:
     promise: dict[str, JsonValue] = {
         "release_id": entry.release_id,
         "decided_at": timestamp(entry.decided_at),
-        "entry_sha256": entry_digest(entry.salt, entry.canonical()).hex(),
+        "entry_sha256": entry_digest(entry.salt, entry.canonical).hex(),
         "salt": b64url(entry.salt),
     }
     return Signed.by(identity, RECEIPT, rfc8785.dumps(promise)).to_json()

@@ -6,14 +6,15 @@ path; what was not asked about is not reported.
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeAlias
 
 from kms.boot_info import BootInfo, build_boot_info
 from kms.checks import Check, failures
 from kms.errors import MalformedEvidence
-from kms.evidence.app_document import AppIdentity, bind_document
+from kms.evidence.app_document import AppIdentity
 from kms.evidence.launch import LaunchFacts, LaunchFinder
 from kms.identifiers import AppId, ComposeHash, Measurement
-from kms.judgement import Circumstances, bind_app, check_measurement, context_of, name_app
+from kms.judgement import Circumstances, bind_app, check_document, check_measurement, context_of, name_app
 from kms.measurement.description import LaunchDescription, os_image_hash
 from kms.measurement.errors import MeasurementError
 from kms.measurement.explanation import Explanation, explain_measurement
@@ -34,6 +35,8 @@ from kms.snp.certificate import Certificate
 from kms.snp.report import Report
 from kms.snp.roots import TrustedRoots
 from kms.snp.verify import VerifiedReport, check_report_data, verify
+
+_App: TypeAlias = "tuple[AppId, ComposeHash] | None"
 
 # Asked without a request there are no keys to judge, and that is not the evidence's fault.
 _ABOUT_KEYS = frozenset({"keys-asked"})
@@ -99,16 +102,11 @@ def explain(question: Question, roots: TrustedRoots, now: datetime, *, developme
 def _check_document(question: Question, checks: list[Check]) -> AppIdentity | None:
     if question.app_document is None:
         return None
-    host_data = question.report.host_data
     try:
-        identity = bind_document(question.app_document, host_data)
+        identity, check = check_document(question.app_document, question.report)
     except MalformedEvidence as error:
-        checks.append(Check.of("app-document", False, error.detail, reason=error.reason))
-        return None
-    detail = f"HOST_DATA {host_data.hex()} does not commit to this document"
-    if identity is not None:
-        detail = f"HOST_DATA binds app {identity.app_id.hex()} ({identity.binding.value})"
-    checks.append(Check.of("app-document", identity is not None, detail, reason="host-data-mismatch"))
+        identity, check = None, Check.of("app-document", False, error.detail, reason=error.reason)
+    checks.append(check)
     return identity
 
 
@@ -118,29 +116,24 @@ def _check_launch(
     """Recompute the measurement from the given launch inputs; what they leave open is searched for."""
     if question.launch is None:
         return None
-    measurement = question.report.measurement
+    measurement, app = question.report.measurement, _named_app(question.claim, document)
     try:
-        launch = _launched(question.launch, measurement, document)
-        expected = _expected(question.launch, document)
-        explained = "" if launch is not None else str(_explained(question, document))
+        launch = _launched(question.launch, measurement, app)
+        detail = f"MEASUREMENT is {measurement.hex()}"
+        if launch is None:
+            detail += f"; {_expected(question.launch, app)}; {_explained(question, app)}"
+        else:
+            detail += f", as the launch inputs give with {launch.vcpus} vCPUs of {launch.vcpu_type}"
     except MeasurementError as error:
         checks.append(Check.of("measurement", False, error.detail, reason="measurement-mismatch"))
         return None
-    detail = f"MEASUREMENT is {measurement.hex()}"
-    if launch is None:
-        wanted = (
-            "no machine that fits the launch inputs" if expected is None else f"they give {expected.hex()}"
-        )
-        detail = f"{detail}; {wanted}; {explained}"
-    else:
-        detail = f"{detail}, as the launch inputs give with {launch.vcpus} vCPUs of {launch.vcpu_type}"
     checks.append(Check.of("measurement", launch is not None, detail, reason="measurement-mismatch"))
     return launch
 
 
-def _explained(question: Question, document: AppIdentity | None) -> Explanation:
+def _explained(question: Question, app: _App) -> Explanation:
     """Say which launch the measurement shows, by the launch inputs and the policy's images."""
-    measurement, app = question.report.measurement, _named_app(document)
+    measurement = question.report.measurement
     images = () if question.policy is None else question.policy.images
     shown = [
         image
@@ -150,10 +143,8 @@ def _explained(question: Question, document: AppIdentity | None) -> Explanation:
     return explain_measurement(measurement, shown or images, question.launch, app=app)
 
 
-def _launched(
-    given: LaunchFile, measurement: Measurement, document: AppIdentity | None
-) -> LaunchFacts | None:
-    found, cmdline = given.machine(), _cmdline(given.description, _named_app(document))
+def _launched(given: LaunchFile, measurement: Measurement, app: _App) -> LaunchFacts | None:
+    found, cmdline = given.machine(), _cmdline(given.description, app)
     if found is None:
         table = MeasurementTable(_image(given), cmdline)
         found = next((each.machine for each in table.find(measurement)), None)
@@ -189,19 +180,22 @@ def _image(given: LaunchFile) -> Image:
     )
 
 
-def _expected(given: LaunchFile, document: AppIdentity | None) -> Measurement | None:
+def _expected(given: LaunchFile, app: _App) -> str:
     machine = given.machine()
     if machine is None:
-        return None
-    cmdline = _cmdline(given.description, _named_app(document))
-    return launch_measurement(given.description, machine, cmdline=cmdline)
+        return "no machine that fits the launch inputs"
+    cmdline = _cmdline(given.description, app)
+    return f"they give {launch_measurement(given.description, machine, cmdline=cmdline).hex()}"
 
 
-def _named_app(document: AppIdentity | None) -> tuple[AppId, ComposeHash] | None:
+def _named_app(claim: AppClaim | None, document: AppIdentity | None) -> _App:
+    """Give the app that fills a given command line: that of the claim, else that of the document."""
+    if claim is not None and claim.app_id is not None and claim.compose_hash is not None:
+        return claim.app_id, claim.compose_hash
     return None if document is None else (document.app_id, document.compose_hash)
 
 
-def _cmdline(description: LaunchDescription, app: tuple[AppId, ComposeHash] | None) -> str | None:
+def _cmdline(description: LaunchDescription, app: _App) -> str | None:
     """Give the filled command line; None where the description's own is measured as it is."""
     template = description.cmdline or ""
     return filled_cmdline(template, *app) if app is not None and has_placeholders(template) else None
@@ -224,7 +218,11 @@ def _judge(
     launch = LaunchFinder(policy).find(verified, hint, name_app(question.claim, document))
     known = check_measurement(verified, launch)
     if launch is None:
-        checks.append(known._replace(detail=f"{known.detail}; {_explained(question, document)}"))
+        checks.append(
+            known._replace(
+                detail=f"{known.detail}; {_explained(question, _named_app(question.claim, document))}"
+            )
+        )
         return build_boot_info(verified, None, document)
     identity, binding = bind_app(policy, launch, document)
     boot_info = build_boot_info(verified, launch, identity)

@@ -100,7 +100,7 @@ class DecisionStore:
             raise LedgerUnavailable("the record is not being written", reason="ledger-stopped")
         # The bytes are made here: an entry that has none must fail alone, and outside the write lock.
         waiting = _Waiting(
-            entry, entry.canonical(), challenge_expires_at, asyncio.get_running_loop().create_future()
+            entry, entry.canonical, challenge_expires_at, asyncio.get_running_loop().create_future()
         )
         try:
             self._queue.put_nowait(waiting)

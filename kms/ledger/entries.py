@@ -7,6 +7,7 @@ letting anybody guess an entry from it.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from typing import Final
 
@@ -22,7 +23,8 @@ RELEASED: Final = "released"
 REFUSED: Final = "refused"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not slotted: its bytes are made once, and `cached_property` needs a place for them.
+@dataclass(frozen=True, kw_only=True)
 class DecisionEntry:
     """A release, or a refusal with its reasons.
 
@@ -46,8 +48,9 @@ class DecisionEntry:
     development: bool
     salt: bytes
 
+    @cached_property
     def canonical(self) -> bytes:
-        """Give the RFC 8785 bytes of the entry. They hold no secret."""
+        """The RFC 8785 bytes of the entry. They hold no secret."""
         keys: list[JsonValue] = [
             {"name": str(key.name), "scope": key.scope.value, "epoch": key.epoch} for key in self.ask.keys
         ]

@@ -69,6 +69,11 @@ def test_the_app_of_a_measured_command_line_is_named(
         image={"enforces": ["cmdline"]},
     )
     policy = ("--policy", str(tmp_path / "policy"))
+    launch = {**describe_image(template).to_json(), "vcpus": 2, "vcpu_type": "EPYC-v4", "guest_features": 1}
+    (tmp_path / "launch.json").write_text(json.dumps(launch))
+    alone = ("--launch", str(tmp_path / "launch.json"))
+    assert verify(guest, *alone, "--app-id", APP_ID, "--compose-hash", COMPOSE_HASH) == (0, set())
+    assert verify(guest, *alone)[0] == 1
     assert verify(guest, *policy, "--app-id", APP_ID, "--compose-hash", COMPOSE_HASH) == (0, set())
     assert verify(guest, *policy)[0] == 1
     assert verify(guest, *policy, "--app-id", APP_ID, "--compose-hash", "ab" * 32)[0] == 1
