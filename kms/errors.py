@@ -95,6 +95,12 @@ class CollateralUnavailable(Unavailable):
     code = "collateral-unavailable"
 
 
+class CollateralUnknown(KmsError):
+    """AMD's key distribution service says that there is no such certificate or list (404)."""
+
+    code = "evidence-untrusted"
+
+
 class RootKeyUnavailable(Unavailable):
     """The root key provider did not answer, or answered wrongly."""
 

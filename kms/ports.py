@@ -1,15 +1,23 @@
 """What the release path needs from outside, as small protocols. Edges implement them; wiring joins them."""
 
+from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Protocol
 
 from kms.evidence.launch import Launch, NamedApp
+from kms.identifiers import ChipId
 from kms.ledger.entries import DecisionEntry
 from kms.measurement.images import LaunchHint
 from kms.policy.compiled import Policy
 from kms.policy.revision import Revision
 from kms.snp.certificate import Certificate
+from kms.snp.chain import Chain
+from kms.snp.kds_paths import Line, Wanted
+from kms.snp.product import Product
 from kms.snp.report import Report
+from kms.snp.revocation import RevocationList
+from kms.snp.tcb import TcbVersion
 from kms.snp.verify import VerifiedReport
 
 
@@ -49,20 +57,117 @@ class RootKey(Protocol):
         ...
 
 
+class Role(StrEnum):
+    """What a stored certificate is."""
+
+    ARK = "ark"
+    AUTHORITY = "authority"  # an ASK or ASVK
+    LEAF = "leaf"  # a VCEK or VLEK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCertificate:
+    """A certificate that verified once, and what it is for.
+
+    `chip_id` and `tcb` are those of a VCEK; a VLEK has `tcb` and `csp_id`; authorities have none of them. An
+    ARK is kept under the VCEK line. `source` says where it came from: `kds`, `guest`, `import`, `folder`.
+    """
+
+    certificate: Certificate
+    line: Line
+    role: Role
+    source: str
+    chip_id: ChipId | None = None
+    csp_id: str | None = None
+    tcb: TcbVersion | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRevocationList:
+    """A revocation list whose ARK signed it, and the SHA-256 of that ARK's public key (32 bytes)."""
+
+    list: RevocationList
+    line: Line
+    ark: bytes
+    source: str
+
+
 class Collateral(Protocol):
-    """Endorsement certificates that guests need not send. What it gives is a candidate, never trusted."""
+    """What AMD signs and guests need not send. What it gives is a candidate, never trusted."""
 
     async def authorities(self) -> tuple[Certificate, ...]:
         """Give the known ASKs, ASVKs and ARKs."""
         ...
 
+    async def revocation_lists(self) -> tuple[RevocationList, ...]:
+        """Give the newest known revocation list of each ARK and line."""
+        ...
+
     async def leaves(self, report: Report) -> tuple[Certificate, ...]:
-        """Give the endorsement certificates for the report's chip, of whatever TCB.
+        """Give the stored endorsement certificates that may fit the report, of whatever TCB; maybe none.
+
+        For a VCEK those of its chip; for a VLEK those that an operator imported for its reported TCB.
+        """
+        ...
+
+    async def fetch(self, wanted: Wanted, client: str) -> None:
+        """Ask the key distribution services, and keep the answer once it verifies.
+
+        After it returns, `authorities`, `revocation_lists` or `leaves` have it. It returns at once for what
+        is there already and needs no renewal. `client` is the address on whose behalf it is asked: each has
+        its share of the requests.
 
         Raises:
-            CollateralUnavailable: none is known, and that does not mean that none exists.
+            CollateralUnknown: every service says that there is no such thing (404).
+            CollateralUnavailable: no service answered usably in time; the guest may come again.
 
         """
+        ...
+
+    def keep(self, chain: Chain, lists: tuple[RevocationList, ...] = ()) -> None:
+        """Take note of a verified chain and of lists that its ARK signed, to be stored soon.
+
+        It never waits and never raises; a VLEK itself is not kept.
+        """
+        ...
+
+
+class CollateralStore(Protocol):
+    """Where collateral is kept for ever. It believes its caller: only what verified may come here."""
+
+    async def authorities(self) -> tuple[StoredCertificate, ...]:
+        """Give every ASK, ASVK and ARK."""
+        ...
+
+    async def revocation_lists(self) -> tuple[StoredRevocationList, ...]:
+        """Give the newest list of each ARK and line."""
+        ...
+
+    async def vceks(self, product: Product | None, chip_id: ChipId) -> tuple[StoredCertificate, ...]:
+        """Give a chip's VCEKs, the one kept last first; of any product when that is None."""
+        ...
+
+    async def vleks(self, product: Product | None, tcb: TcbVersion | None) -> tuple[StoredCertificate, ...]:
+        """Give the VLEKs of a product at a TCB, the one kept last first; None stands for all."""
+        ...
+
+    async def keep(self, *items: StoredCertificate | StoredRevocationList) -> int:
+        """Store what is not there yet, in one transaction, and say how many that were.
+
+        A revocation list takes the place of an older one of the same ARK and line only if it `replaces` it.
+        """
+        ...
+
+    async def all_certificates(self) -> tuple[StoredCertificate, ...]:
+        """Give every stored certificate, ordered by line, role, chip and TCB: for listing and export."""
+        ...
+
+    async def claim(self, what: str, owner: str, seconds: float) -> bool:
+        """Take the right to fetch `what` (a KDS path) for some seconds, unless somebody else has it."""
+        ...
+
+    async def release(self, what: str, owner: str) -> None:
+        """Give the right back, if this owner has it."""
         ...
 
 

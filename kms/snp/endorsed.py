@@ -1,0 +1,66 @@
+"""What may be kept: certificates that chain to a pinned root, judged without a report.
+
+A store, a prefetch and an import ask here before they keep anything; a release still verifies the whole
+chain again, whatever the store says.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from kms.checks import Check, failures
+from kms.identifiers import ChipId
+from kms.snp.certificate import Certificate, ExtensionInvalid
+from kms.snp.chain import Chain, build_chain, check_chain, signer_of
+from kms.snp.flags import Signer
+from kms.snp.kds_paths import Line, VcekOf, chip_id_of
+from kms.snp.product import product_named
+from kms.snp.roots import TrustedRoots
+from kms.snp.tcb import TcbVersion, component_names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endorsed:
+    """A leaf under a pinned root: which line, for which chip (a VCEK) or provider (a VLEK), at which TCB."""
+
+    chain: Chain
+    line: Line
+    chip_id: ChipId | None
+    csp_id: str | None
+    tcb: TcbVersion
+
+    def is_for(self, wanted: VcekOf) -> bool:
+        """Say whether this is the certificate that was asked for."""
+        mine = (self.line, self.chip_id, self.tcb)
+        return mine == (Line(Signer.VCEK, wanted.product), wanted.chip_id, wanted.tcb)
+
+
+def endorse(
+    leaf: Certificate, authorities: Iterable[Certificate], roots: TrustedRoots, now: datetime
+) -> Endorsed | tuple[Check, ...]:
+    """Judge a leaf with candidate authorities; what does not pass gives the checks that were made."""
+    chain = build_chain(leaf, authorities, roots)
+    signer = signer_of(leaf)
+    product = chain.product
+    if signer is None or product is None:
+        return (Check.of("root", False, "no chain to a pinned root", reason="root-unknown"),)
+    checks = check_chain(chain, signer, now)
+    if failures(checks):
+        return checks
+    try:
+        named = product_named(leaf.product_name().split("-", 1)[0])
+        tcb = TcbVersion(**{name: leaf.level(name) for name in component_names(product)})
+        chip_id = chip_id_of(leaf.hwid()) if signer is Signer.VCEK else None
+        csp_id = leaf.csp_id() if signer is Signer.VLEK else None
+    except (ExtensionInvalid, ValueError) as error:
+        return (*checks, Check.of("certificate-extensions", False, str(error)))
+    agrees = named is product
+    product_check = Check.of("product", agrees, f"chain {product}, productName {leaf.product_name()}")
+    if not agrees:
+        return (*checks, product_check)
+    return Endorsed(chain=chain, line=Line(signer, product), chip_id=chip_id, csp_id=csp_id, tcb=tcb)
+
+
+def is_pinned(ark: Certificate, roots: TrustedRoots) -> bool:
+    """Say whether a certificate is a pinned ARK that signed itself."""
+    return roots.product_of(ark) is not None and ark.is_signed_by(ark)
