@@ -40,11 +40,13 @@ format: $(STAMP) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## measure: ours beside sev-snp-measure and the bare hashing, in one run
+bench: $(STAMP) ## measure: ours beside sev-snp-measure and the bare primitives, in one run
 	$(BIN)/python -m bench
 
-fuzz: $(STAMP) ## 100,000 mutations of a valid firmware
+fuzz: $(STAMP) ## 100,000 mutations each of valid firmware, certificate tables and certificates
 	$(BIN)/python -m tests.fuzz.firmware --cases 100000
+	$(BIN)/python -m tests.fuzz.certificate_tables --cases 100000
+	$(BIN)/python -m tests.fuzz.certificates --cases 100000
 
 nightly: $(STAMP) ## the exhaustive tests
 	$(BIN)/pytest -n $(PARALLEL) --dist loadfile -m nightly

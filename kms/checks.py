@@ -20,7 +20,7 @@ class Check(NamedTuple):
     @classmethod
     def of(cls, name: str, passed: bool, detail: str, *, reason: str | None = None) -> "Check":
         """Make a check; `reason` is the code to give when it fails, by default the name."""
-        return cls(name=name, passed=passed, detail=detail, reason=reason or name)
+        return cls(name, passed, detail, reason or name)
 
 
 def failures(checks: Iterable[Check]) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ from kms.measurement.images import LaunchHint
 from kms.measurement.launch import LaunchDescription
 from kms.snp import report as snp_report
 from kms.snp.certificate import Certificate
-from kms.snp.certificate_table import CERTIFICATES, parse_table
+from kms.snp.certificate_table import CERTIFICATES, REVOCATION_LIST, parse_table
 from kms.snp.endorsement import load_any
 from kms.snp.report import Report
+from kms.snp.revocation_list import RevocationList, load_revocation_list
 from kms.strict_json import Fields, JsonValue
 
 TEE: Final = "sev-snp"
@@ -29,10 +30,14 @@ _MAX_TEXT: Final = 1 << 20  # a body's size; what is too long for its own limit 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnpEvidence:
-    """Well-formed evidence. `app_document` is the exact bytes as received, not yet looked into."""
+    """Well-formed evidence. `app_document` is the exact bytes as received, not yet looked into.
+
+    `revocation_lists` are those of the host's table: at most one, of any line and signed by anybody.
+    """
 
     report: Report
     certificates: tuple[Certificate, ...]
+    revocation_lists: tuple[RevocationList, ...] = ()
     hint: LaunchHint
     app_document: bytes | None
 
@@ -50,8 +55,9 @@ def parse_evidence(value: JsonValue) -> SnpEvidence:
         raise MalformedEvidence("evidence.tee is not one this server knows", reason="tee-unknown")
     report = Report.parse(fields.base64("report", at_most=4 * snp_report.LENGTH))
     certificates: list[Certificate] = []
+    lists: list[RevocationList] = []
     if fields.has("certificate_table"):
-        certificates.extend(_from_table(fields.base64("certificate_table", at_most=_MAX_TABLE)))
+        certificates, lists = _from_table(fields.base64("certificate_table", at_most=_MAX_TABLE))
     if fields.has("certificates"):
         for entry in fields.array("certificates", at_most=MAX_CERTIFICATES):
             certificates.extend(_from_entry(entry))
@@ -60,7 +66,13 @@ def parse_evidence(value: JsonValue) -> SnpEvidence:
     hint = _hint(fields.take("launch")) if fields.has("launch") else LaunchHint()
     document = _app_document(fields) if fields.has("app_document") else None
     fields.end()
-    return SnpEvidence(report=report, certificates=tuple(certificates), hint=hint, app_document=document)
+    return SnpEvidence(
+        report=report,
+        certificates=tuple(certificates),
+        revocation_lists=tuple(lists),
+        hint=hint,
+        app_document=document,
+    )
 
 
 def _app_document(fields: Fields) -> bytes:
@@ -84,13 +96,16 @@ def _hint(value: JsonValue) -> LaunchHint:
     return hint
 
 
-def _from_table(table: bytes) -> list[Certificate]:
+def _from_table(table: bytes) -> tuple[list[Certificate], list[RevocationList]]:
     certificates: list[Certificate] = []
+    lists: list[RevocationList] = []
     for entry in parse_table(table):
-        # Other entries (a CRL, a provider's own) play no part here and are not parsed.
         if entry.guid in CERTIFICATES:
             certificates.extend(load_any(entry.data))
-    return certificates
+        elif entry.guid == REVOCATION_LIST:
+            lists.append(load_revocation_list(entry.data))
+        # Other entries (a provider's own) play no part here and are not parsed.
+    return certificates, lists
 
 
 def _from_entry(entry: JsonValue) -> tuple[Certificate, ...]:

@@ -4,37 +4,37 @@ AMD's profile: Versioned Chip Endorsement Key specification 57230, section "cert
 observed in genuine certificates of Milan, Genoa and Turin. `kms.snp.endorsement` makes these from DER.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from typing_extensions import override
 
-_ARC: Final = "1.3.6.1.4.1.3704.1"  # AMD's enterprise arc for the extensions below
-OID_PRODUCT_NAME: Final = f"{_ARC}.2"
-OID_HWID: Final = f"{_ARC}.4"
-OID_CSP_ID: Final = f"{_ARC}.5"
+from kms.snp.signatures import is_signature
+
+AMD_ARC: Final = "1.3.6.1.4.1.3704.1"  # AMD's enterprise arc for the extensions below
+OID_PRODUCT_NAME: Final = f"{AMD_ARC}.2"
+OID_HWID: Final = f"{AMD_ARC}.4"
+OID_CSP_ID: Final = f"{AMD_ARC}.5"
 # One INTEGER each: the security patch level that the key was derived for.
 OID_LEVELS: Final[Mapping[str, str]] = {
-    "bootloader": f"{_ARC}.3.1",
-    "tee": f"{_ARC}.3.2",
-    "snp": f"{_ARC}.3.3",
-    "microcode": f"{_ARC}.3.8",
-    "fmc": f"{_ARC}.3.9",
+    "bootloader": f"{AMD_ARC}.3.1",
+    "tee": f"{AMD_ARC}.3.2",
+    "snp": f"{AMD_ARC}.3.3",
+    "microcode": f"{AMD_ARC}.3.8",
+    "fmc": f"{AMD_ARC}.3.9",
 }
 # Levels of bytes that every layout reserves; where a certificate has them they are zero.
-OID_RESERVED_LEVELS: Final = tuple(f"{_ARC}.3.{number}" for number in (4, 5, 6, 7))
+OID_RESERVED_LEVELS: Final = tuple(f"{AMD_ARC}.3.{number}" for number in (4, 5, 6, 7))
 
+_LONGEST_NAME = 64  # AMD's longest is SEV-VLEK-<product>
 _TAG_INTEGER = 0x02
 _TAG_OCTET_STRING = 0x04
 _TAG_IA5_STRING = 0x16
-_RSA_BITS = (2048, 4096)
-_RSA_EXPONENT = 65537
 
 
 class ExtensionInvalid(ValueError):
@@ -48,6 +48,9 @@ class Certificate:
     `extensions` maps dotted OIDs to raw values. If one occurs twice it is `doubled`, and `extensions` is
     empty: nothing of such a certificate may be used.
     `is_ca` and `may_sign_certificates` are None when the certificate does not say.
+    `fingerprint` is the SHA-256 of the DER, `public_key_sha256` that of `public_key_der` (the DER
+    SubjectPublicKeyInfo), the form in which ARKs are pinned: 32 bytes each; empty without a readable key.
+    `validity` is the period in words.
     """
 
     der: bytes = field(repr=False)
@@ -66,36 +69,34 @@ class Certificate:
     may_sign_certificates: bool | None
     extensions: Mapping[str, bytes] = field(repr=False)
     doubled: str | None
+    # Computed once, because every verification asks for them.
+    fingerprint: bytes = field(init=False, repr=False, compare=False)
+    public_key_der: bytes = field(init=False, repr=False, compare=False)
+    public_key_sha256: bytes = field(init=False, repr=False, compare=False)
+    validity: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def fingerprint(self) -> bytes:
-        """SHA-256 of the DER: 32 bytes."""
-        return sha256(self.der).digest()
+    def __post_init__(self) -> None:
+        key = self.public_key
+        spki = b"" if key is None else key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        object.__setattr__(self, "fingerprint", sha256(self.der).digest())
+        object.__setattr__(self, "public_key_der", spki)
+        object.__setattr__(self, "public_key_sha256", sha256(spki).digest() if spki else b"")
+        object.__setattr__(
+            self, "validity", f"from {self.not_before.isoformat()} to {self.not_after.isoformat()}"
+        )
 
-    @property
-    def public_key_sha256(self) -> bytes:
-        """SHA-256 of the DER SubjectPublicKeyInfo, the form in which ARKs are pinned: 32 bytes."""
-        if self.public_key is None:
-            return b""
-        return sha256(self.public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+    @override
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     def is_signed_by(self, issuer: "Certificate") -> bool:
         """Say whether `issuer`'s RSA key signed this certificate with RSA-PSS and SHA-384.
 
         Only the signature: names, validity and CA bits are `kms.snp.chain`'s.
         """
-        key = issuer.public_key
-        if not self.signed_with_pss_sha384 or not isinstance(key, rsa.RSAPublicKey):
-            return False
-        # AMD's keys have 4096 bits and this exponent; a stranger's larger ones would only cost us time.
-        if not _RSA_BITS[0] <= key.key_size <= _RSA_BITS[1] or key.public_numbers().e != _RSA_EXPONENT:
-            return False
-        scheme = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=padding.PSS.AUTO)
-        try:
-            key.verify(self.signature, self.signed, scheme, hashes.SHA384())
-        except (InvalidSignature, ValueError):
-            return False
-        return True
+        return self.signed_with_pss_sha384 and is_signature(
+            issuer.public_key_der, self.signed, self.signature
+        )
 
     def level(self, component: str) -> int:
         """Give the security patch level of a TCB component, 0 to 255.
@@ -146,6 +147,17 @@ class Certificate:
         if oid not in self.extensions:
             raise ExtensionInvalid(f"{name} is missing")
         return self.extensions[oid]
+
+
+def displayable(common_names: Sequence[str]) -> str:
+    """Give the one common name, or nothing if there is not exactly one that operators can read.
+
+    A stranger's name goes into what they read: no control characters, and not pages of it.
+    """
+    if len(common_names) != 1:
+        return ""
+    name = common_names[0]
+    return name if name.isprintable() and len(name) <= _LONGEST_NAME else ""
 
 
 def _small_integer(name: str, value: bytes) -> int:

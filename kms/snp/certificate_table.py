@@ -19,6 +19,7 @@ VLEK = UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
 ASK = UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")  # also the ASVK
 ARK = UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
 CERTIFICATES = (VCEK, VLEK, ASK, ARK)
+REVOCATION_LIST = UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea")
 
 
 @dataclass(frozen=True, slots=True)

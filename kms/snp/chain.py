@@ -7,6 +7,8 @@ certificates. Source: AMD VCEK specification 57230; the profile is that of the g
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -21,6 +23,8 @@ _AUTHORITY_PREFIX = {Signer.VCEK: "SEV-", Signer.VLEK: "SEV-VLEK-"}
 _AUTHORITY_NAMES = frozenset(
     prefix + product.certificate_name for prefix in _AUTHORITY_PREFIX.values() for product in Product
 )
+# Chains whose checks are remembered. What a stranger crowds it with costs time, and at most some 16 MiB.
+_REMEMBERED: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,8 @@ def build_chain(leaf: Certificate, authorities: Iterable[Certificate], roots: Tr
     """
     candidates = {each.fingerprint: each for each in (*authorities, *roots.development)}.values()
     named = [each for each in candidates if each.subject == leaf.issuer and each.subject != each.issuer]
-    named.sort(key=leaf.is_signed_by, reverse=True)
+    # Whoever signed the leaf is its authority, though the store may know a genuine one of the same name.
+    named = [each for each in named if leaf.is_signed_by(each)] or named
     # One ARK for each pinned key: copies of a pinned certificate cannot multiply the work.
     pinned = {
         each.public_key_sha256: each for each in candidates if roots.product_of(each) is not None
@@ -82,9 +87,16 @@ def build_chain(leaf: Certificate, authorities: Iterable[Certificate], roots: Tr
 
 def check_chain(chain: Chain, signer: Signer, now: datetime) -> tuple[Check, ...]:
     """Check signatures, names, CA bits, key types and validity of a chain for a report's signer."""
+    present = [each for each in (chain.leaf, chain.authority, chain.ark) if each is not None]
+    clock = now.isoformat(timespec="seconds")
+    return (*_lasting_checks(chain, signer), *(_check_validity(each, now, clock) for each in present))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _lasting_checks(chain: Chain, signer: Signer) -> tuple[Check, ...]:
+    """Check what the clock cannot change: the same certificates under the same pin always give the same."""
     leaf, authority, ark = chain.leaf, chain.authority, chain.ark
-    present = [certificate for certificate in (leaf, authority, ark) if certificate is not None]
-    checks = [
+    return (
         _check_root(chain),
         Check.of(
             "authority-signature",
@@ -105,9 +117,7 @@ def check_chain(chain: Chain, signer: Signer, now: datetime) -> tuple[Check, ...
             and not leaf.is_ca,
             "the endorsement key is P-384 and not a CA",
         ),
-    ]
-    checks.extend(_check_validity(certificate, now) for certificate in present)
-    return tuple(checks)
+    )
 
 
 def _check_root(chain: Chain) -> Check:
@@ -149,12 +159,11 @@ def _check_authority_bits(chain: Chain) -> Check:
     return Check.of("authority-bits", good, "both authorities are CAs that may sign certificates")
 
 
-def _check_validity(certificate: Certificate, now: datetime) -> Check:
+def _check_validity(certificate: Certificate, now: datetime, clock: str) -> Check:
     return Check.of(
         "certificate-validity",
         certificate.not_before <= now <= certificate.not_after,
-        f"{_name(certificate)} is valid from {certificate.not_before.isoformat()} "
-        f"to {certificate.not_after.isoformat()}; the clock says {now.isoformat(timespec='seconds')}",
+        f"{_name(certificate)} is valid {certificate.validity}; the clock says {clock}",
     )
 
 

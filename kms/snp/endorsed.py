@@ -14,7 +14,7 @@ from kms.snp.certificate import Certificate, ExtensionInvalid
 from kms.snp.chain import Chain, build_chain, check_chain, signer_of
 from kms.snp.flags import Signer
 from kms.snp.kds_paths import Line, VcekOf, chip_id_of
-from kms.snp.product import product_named
+from kms.snp.product import Product, product_named
 from kms.snp.roots import TrustedRoots
 from kms.snp.tcb import TcbVersion, component_names
 
@@ -40,25 +40,40 @@ def endorse(
 ) -> Endorsed | tuple[Check, ...]:
     """Judge a leaf with candidate authorities; what does not pass gives the checks that were made."""
     chain = build_chain(leaf, authorities, roots)
-    signer = signer_of(leaf)
-    product = chain.product
-    if signer is None or product is None:
+    line = line_of(chain)
+    if line is None:
         return (Check.of("root", False, "no chain to a pinned root", reason="root-unknown"),)
-    checks = check_chain(chain, signer, now)
+    checks = check_chain(chain, line.signer, now)
     if failures(checks):
         return checks
     try:
-        named = product_named(leaf.product_name().split("-", 1)[0])
-        tcb = TcbVersion(**{name: leaf.level(name) for name in component_names(product)})
-        chip_id = chip_id_of(leaf.hwid()) if signer is Signer.VCEK else None
-        csp_id = leaf.csp_id() if signer is Signer.VLEK else None
+        named, tcb = certified_tcb(leaf)
+        chip_id = chip_id_of(leaf.hwid()) if line.signer is Signer.VCEK else None
+        csp_id = leaf.csp_id() if line.signer is Signer.VLEK else None
     except (ExtensionInvalid, ValueError) as error:
-        return (*checks, Check.of("certificate-extensions", False, str(error)))
-    agrees = named is product
-    product_check = Check.of("product", agrees, f"chain {product}, productName {leaf.product_name()}")
-    if not agrees:
-        return (*checks, product_check)
-    return Endorsed(chain=chain, line=Line(signer, product), chip_id=chip_id, csp_id=csp_id, tcb=tcb)
+        return (*checks, Check.of("certificate-tcb-extensions", False, str(error)))
+    if named is not line.product:
+        return (*checks, Check.of("product", False, f"chain {line.product}, productName {named}"))
+    return Endorsed(chain=chain, line=line, chip_id=chip_id, csp_id=csp_id, tcb=tcb)
+
+
+def certified_tcb(leaf: Certificate) -> tuple[Product, TcbVersion]:
+    """Give the product and the TCB that a leaf's extensions name, proven or not.
+
+    Raises:
+        ExtensionInvalid: an extension is missing or not of its type, or names no product line.
+
+    """
+    product = product_named(leaf.product_name().split("-", 1)[0])
+    if product is None:
+        raise ExtensionInvalid("productName names no product line")
+    return product, TcbVersion(**{name: leaf.level(name) for name in component_names(product)})
+
+
+def line_of(chain: Chain) -> Line | None:
+    """Give the line of a chain; None unless its ARK is pinned and its leaf is of a known kind."""
+    signer = signer_of(chain.leaf)
+    return None if signer is None or chain.product is None else Line(signer, chain.product)
 
 
 def is_pinned(ark: Certificate, roots: TrustedRoots) -> bool:

@@ -1,23 +1,32 @@
 """Loading endorsement certificates: the one place where DER becomes our `Certificate`.
 
-AMD's VCEK and VLEK have serial number 0, which `cryptography` announces it will refuse one day
-(docs/decisions/0005). Everything else works on `Certificate`, so that day changes this file only.
+There are two readers. The library's X.509 parser is asked first; it announces that it will refuse one day
+what all of AMD's VCEKs and VLEKs have, the serial number 0 (docs/decisions/0005). What it refuses, our own
+reader of AMD's profile may still accept (`kms.snp.certificate_reader`). Everything else works on
+`Certificate`.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
 
 from kms.errors import MalformedEvidence
-from kms.snp.certificate import Certificate
+from kms.snp.certificate import Certificate, displayable
+from kms.snp.certificate_reader import read_certificate
+from kms.snp.der import DerError
+from kms.snp.pem import PemError, pem_blocks
+from kms.snp.signatures import has_one_spelling, names_pss_sha384
 
 _LONGEST_DER: Final = 16384
-_LONGEST_NAME: Final = 64  # AMD's longest is SEV-VLEK-<product>
+# Parsed certificates are remembered by their exact bytes: the same bytes always give the same certificate, so
+# a stranger who crowds this memory costs time only. AMD's have 1 to 2 KiB; longer ones are not kept, so that
+# it stays within some 16 MiB whatever is sent.
+_LONGEST_REMEMBERED: Final = 4096
+_REMEMBERED: Final = 512
 
 
 def load_der(data: bytes) -> Certificate:
@@ -31,26 +40,23 @@ def load_der(data: bytes) -> Certificate:
         raise MalformedEvidence(
             f"a certificate longer than {_LONGEST_DER} bytes", reason="certificate-unreadable"
         )
-    try:
-        return _convert(x509.load_der_x509_certificate(data), data)
-    except Exception as error:  # hostile DER makes the library raise TypeError and others too
-        raise MalformedEvidence("a certificate does not parse", reason="certificate-unreadable") from error
+    return _parse_once(data) if len(data) <= _LONGEST_REMEMBERED else _parse(data)
 
 
 def load_pem(data: bytes) -> tuple[Certificate, ...]:
     """Parse one or more PEM certificates; what stands between them is ignored.
 
     Raises:
-        MalformedEvidence: there is none, or one does not parse.
+        MalformedEvidence: there is none, too many, or one that does not parse.
 
     """
     try:
-        found = x509.load_pem_x509_certificates(data)
-    except Exception as error:
+        blocks = pem_blocks(data, "CERTIFICATE")
+    except PemError as error:
         raise MalformedEvidence(
-            "a PEM certificate does not parse", reason="certificate-unreadable"
+            f"a PEM certificate does not parse: {error}", reason="certificate-unreadable"
         ) from error
-    return tuple(load_der(certificate.public_bytes(Encoding.DER)) for certificate in found)
+    return tuple(load_der(block) for block in blocks)
 
 
 def load_any(data: bytes) -> tuple[Certificate, ...]:
@@ -68,6 +74,33 @@ def is_revocation_list(data: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def read_with_library(data: bytes) -> Certificate:
+    """Read with the library's parser alone. Raises whatever that raises, on hostile DER more than it says."""
+    return _convert(x509.load_der_x509_certificate(data), data)
+
+
+def _parse(data: bytes) -> Certificate:
+    try:
+        return read_with_library(data)
+    except Exception as refusal:  # hostile DER makes the library raise TypeError and others too
+        second = _read_again(data)
+        if second is None:
+            raise MalformedEvidence(
+                "a certificate does not parse", reason="certificate-unreadable"
+            ) from refusal
+        return second
+
+
+_parse_once = lru_cache(maxsize=_REMEMBERED)(_parse)  # what raises is not remembered
+
+
+def _read_again(data: bytes) -> Certificate | None:
+    try:
+        return read_certificate(data)
+    except DerError:
+        return None
 
 
 def _convert(parsed: x509.Certificate, der: bytes) -> Certificate:
@@ -100,8 +133,12 @@ def _convert(parsed: x509.Certificate, der: bytes) -> Certificate:
         public_key=_public_key(parsed),
         signed=parsed.tbs_certificate_bytes,
         signature=parsed.signature,
-        signed_with_pss_sha384=_is_pss_sha384(parsed)
-        and _has_one_spelling(der, parsed.tbs_certificate_bytes),
+        signed_with_pss_sha384=names_pss_sha384(
+            parsed.signature_algorithm_oid,
+            parsed.signature_algorithm_parameters,
+            parsed.signature_hash_algorithm,
+        )
+        and has_one_spelling(der, parsed.tbs_certificate_bytes),
         is_ca=is_ca,
         may_sign_certificates=may_sign,
         extensions=extensions,
@@ -117,58 +154,6 @@ def _public_key(parsed: x509.Certificate) -> rsa.RSAPublicKey | ec.EllipticCurve
     return key if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) else None
 
 
-def _is_pss_sha384(parsed: x509.Certificate) -> bool:
-    if parsed.signature_algorithm_oid != SignatureAlgorithmOID.RSASSA_PSS:
-        return False
-    parameters = parsed.signature_algorithm_parameters
-    return (
-        isinstance(parsed.signature_hash_algorithm, hashes.SHA384)
-        and isinstance(parameters, padding.PSS)
-        and isinstance(parameters.mgf, padding.MGF1)
-    )
-
-
-def _has_one_spelling(der: bytes, tbs: bytes) -> bool:
-    """Say whether what stands outside the signed part is the only thing that could stand there.
-
-    The algorithm beside the signature must be, byte for byte, the signed one (RFC 5280 section 4.1.1.2), and
-    the signature whole bytes. Otherwise a certificate could be changed there and still verify: one
-    certificate under many fingerprints.
-    """
-    _, algorithm, signature = _elements(_content(der))
-    # TBSCertificate: [0] version, serialNumber, signature (the algorithm), …
-    return algorithm == _elements(_content(tbs))[2] and _content(signature)[:1] == b"\x00"
-
-
-def _content(element: bytes) -> bytes:
-    """Give the content of one DER element. The library has checked the DER before."""
-    return element[_header(element, 0)[0] :]
-
-
-def _elements(content: bytes) -> list[bytes]:
-    """Split DER content into its elements, headers included."""
-    found = []
-    offset = 0
-    while offset < len(content):
-        start, length = _header(content, offset)
-        found.append(content[offset : start + length])
-        offset = start + length
-    return found
-
-
-def _header(data: bytes, offset: int) -> tuple[int, int]:
-    first = data[offset + 1]
-    if first < 0x80:
-        return offset + 2, first
-    octets = first & 0x7F
-    start = offset + 2 + octets
-    return start, int.from_bytes(data[offset + 2 : start], "big")
-
-
 def _common_name(name: x509.Name) -> str:
-    names = name.get_attributes_for_oid(NameOID.COMMON_NAME)
-    if len(names) != 1 or not isinstance(names[0].value, str):
-        return ""
-    # A stranger's name goes into what operators read: no control characters, and not pages of it.
-    name_text = names[0].value
-    return name_text if name_text.isprintable() and len(name_text) <= _LONGEST_NAME else ""
+    values = [each.value for each in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    return displayable([each for each in values if isinstance(each, str)] if len(values) == 1 else [])

@@ -6,6 +6,7 @@ Sources: SNP ABI 56860 (guest policy, PLATFORM_INFO, attestation report at 0x048
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 POLICY_RESERVED_ONE = 1 << 17  # "Reserved. Must be 1."
 POLICY_HIGHEST_BIT = 25  # PAGE_SWAP_DISABLE, ABI 1.58; everything above is reserved and zero
@@ -60,6 +61,7 @@ class GuestPolicy:
     page_swap_disabled: bool
 
     @classmethod
+    @lru_cache(maxsize=256)  # guests are launched under a few policies, again and again
     def decode(cls, raw: int) -> "GuestPolicy":
         """Decode the 64-bit POLICY."""
         bits = {name: bool(raw >> bit & 1) for name, bit in _POLICY_BITS.items()}
@@ -95,6 +97,7 @@ class SignerFlags:
     signer: Signer | None
 
     @classmethod
+    @lru_cache(maxsize=1 << 5)
     def decode(cls, raw: int) -> "SignerFlags":
         """Decode the 32-bit field at 0x048."""
         return cls(

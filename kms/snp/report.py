@@ -6,6 +6,7 @@ what the parser does not know (field lesson 6).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from typing_extensions import override
 
@@ -21,6 +22,7 @@ from kms.snp.flags import (
     SignerFlags,
 )
 from kms.snp.product import Cpuid, Product, product_of
+from kms.snp.tcb import TcbVersions
 
 LENGTH = 0x4A0
 SIGNED_LENGTH = 0x2A0
@@ -57,6 +59,15 @@ class RawTcbs:
     reported: bytes
     committed: bytes
     launch: bytes
+
+    def decode(self, product: Product) -> TcbVersions:
+        """Read them in the product's layout."""
+        return TcbVersions(
+            current=tcb.decode(self.current, product),
+            reported=tcb.decode(self.reported, product),
+            committed=tcb.decode(self.committed, product),
+            launch=tcb.decode(self.launch, product),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +166,8 @@ class Report:
             cpuid=cpuid,
             product=product,
             chip_id=ChipId(raw[0x1A0:0x1E0]) if any(raw[0x1A0:0x1E0]) else None,
-            current_firmware=_firmware(raw, 0x1E8),
-            committed_firmware=_firmware(raw, 0x1EC),
+            current_firmware=_firmware(raw[0x1E8:0x1EB]),
+            committed_firmware=_firmware(raw[0x1EC:0x1EF]),
             launch_mitigations=_u64(raw, 0x1F8) if version >= 5 else None,
             current_mitigations=_u64(raw, 0x200) if version >= 5 else None,
             signature=_signature(raw, flags),
@@ -185,7 +196,7 @@ def _check_reserved(raw: bytes, version: int) -> None:
         (0x2A0 + 2 * _SIGNATURE_HALF, LENGTH),
     ]
     for start, end in ranges:
-        if any(raw[start:end]):
+        if raw[start:end] != bytes(end - start):
             raise MalformedEvidence(
                 f"reserved bytes {start:#05x} to {end - 1:#05x} are set", reason="reserved-bytes"
             )
@@ -212,8 +223,10 @@ def _half(raw: bytes, offset: int, name: str) -> int:
     return value
 
 
-def _firmware(raw: bytes, offset: int) -> FirmwareVersion:
-    return FirmwareVersion(build=raw[offset], minor=raw[offset + 1], major=raw[offset + 2])
+@lru_cache(maxsize=256)  # a fleet shows few of them, each again and again
+def _firmware(raw: bytes) -> FirmwareVersion:
+    build, minor, major = raw
+    return FirmwareVersion(build=build, minor=minor, major=major)
 
 
 def _u32(raw: bytes, offset: int) -> int:

@@ -6,6 +6,7 @@ level hide an old bootloader (field lesson 7). The type has no `<`; the only que
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kms.snp.product import Product
 
@@ -17,6 +18,10 @@ _LAYOUTS: Mapping[Product, Mapping[str, int]] = {
     Product.MILAN: {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7},
     Product.GENOA: {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7},
     Product.TURIN: {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7},
+}
+_RESERVED_MASKS: Mapping[Product, int] = {
+    product: sum(0xFF << 8 * index for index in range(LENGTH) if index not in layout.values())
+    for product, layout in _LAYOUTS.items()
 }
 
 
@@ -74,10 +79,10 @@ def component_names(product: Product) -> tuple[str, ...]:
 
 def reserved_bytes_are_zero(raw: bytes, product: Product) -> bool:
     """Say whether the bytes of an 8-byte TCB_VERSION that this product reserves are zero."""
-    used = set(_LAYOUTS[product].values())
-    return not any(byte for index, byte in enumerate(raw) if index not in used)
+    return not int.from_bytes(raw, "little") & _RESERVED_MASKS[product]
 
 
+@lru_cache(maxsize=256)  # a fleet shows few of them, each again and again
 def decode(raw: bytes, product: Product) -> TcbVersion:
     """Decode an 8-byte TCB_VERSION in the product's layout."""
     return TcbVersion(**{name: raw[offset] for name, offset in _LAYOUTS[product].items()})

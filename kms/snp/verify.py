@@ -3,7 +3,8 @@
 The order is the security argument:
 
 1. who claims to have signed: a chip key, not a masked one, and not at the host's request;
-2. the endorsement certificate chains to a pinned root (`kms.snp.chain`);
+2. the endorsement certificate chains to a pinned root (`kms.snp.chain`), which has revoked neither its
+   authority nor itself (`kms.snp.revocation`);
 3. chain, productName and CPUID name one product;
 4. the certificate is for this chip (VCEK: hwID) or for a cloud provider (VLEK: csp id);
 5. the certificate is for exactly the TCB that the report claims, component by component;
@@ -25,19 +26,23 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from kms.checks import Check, failures
-from kms.snp import tcb
-from kms.snp.certificate import OID_CSP_ID, OID_HWID, Certificate, ExtensionInvalid
+from kms.snp.certificate import Certificate
 from kms.snp.chain import Chain, build_chain, check_chain, signer_of
 from kms.snp.flags import Signer
-from kms.snp.product import Product, product_named
+from kms.snp.leaf import check_identity, check_product, check_tcb
+from kms.snp.product import Product
 from kms.snp.report import VMPL_HOST, Report, check_tcb_reserved
+from kms.snp.revocation import LIST_MISSING, Revocation, check_revocation
 from kms.snp.roots import TrustedRoots
 from kms.snp.tcb import TcbVersions
 
 _ORIGIN_CHECKS = frozenset({"chip-key", "signer", "requester"})
 _HERE: Final = object()  # whoever has it is this module
+_ECDSA: Final = ec.ECDSA(hashes.SHA384())
 _MOST_LEAVES = 4  # each costs signature checks, and a stranger chooses how many are sent
-_TURIN_CHIP_ID = 8  # bytes of CHIP_ID that Turin uses; the other 56 are zero
+_OTHER_TCB = "certificate-tcb"
+# What is wrong besides with a certificate for another TCB: a chip has another key for each TCB.
+_BESIDES_OTHER_TCB = frozenset({"certificate-not-above-current", "report-signature", LIST_MISSING})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +54,7 @@ class VerifiedReport:
     signer: Signer
     csp_id: str | None
     tcb: TcbVersions
-    leaf: Certificate
+    chain: Chain
     checks: tuple[Check, ...]
     made_by: InitVar[object]
 
@@ -57,18 +62,32 @@ class VerifiedReport:
         if made_by is not _HERE or failures(self.checks):
             raise TypeError("only a verification whose every check passed makes a VerifiedReport")
 
+    @property
+    def leaf(self) -> Certificate:
+        """The endorsement certificate, whose key signed the report."""
+        return self.chain.leaf
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unverified:
     """A report that did not pass, with every check that was made.
 
-    `leaf` is the certificate judged. `authority_missing` is that of its `kms.snp.chain.Chain`.
+    `chain` is what was judged; None where no leaf of the report's signer was offered.
     """
 
     report: Report
-    leaf: Certificate | None
+    chain: Chain | None
     checks: tuple[Check, ...]
-    authority_missing: bool = False
+
+    @property
+    def leaf(self) -> Certificate | None:
+        """The certificate judged, if there was one."""
+        return None if self.chain is None else self.chain.leaf
+
+    @property
+    def authority_missing(self) -> bool:
+        """Whether nothing but the ASK or ASVK is missing of the chain: see `kms.snp.chain.Chain`."""
+        return self.chain is not None and self.chain.authority_missing
 
     @property
     def origin_refused(self) -> bool:
@@ -77,8 +96,19 @@ class Unverified:
 
     @property
     def stale_leaf(self) -> bool:
-        """Whether the only fault is an authentic certificate for another TCB of the same chip."""
-        return failures(self.checks) == ("certificate-tcb",)
+        """Whether the only fault is an authentic certificate for another TCB of the same chip.
+
+        The endorsement key follows from the TCB, so that such a certificate never fits the signature. A
+        revocation list that is missing besides says nothing about the certificate: the right one may be
+        sought, and the list after it.
+        """
+        found = set(failures(self.checks))
+        return _OTHER_TCB in found and found <= _BESIDES_OTHER_TCB | {_OTHER_TCB}
+
+    @property
+    def revocation_list_missing(self) -> bool:
+        """Whether the only fault is that a revocation list is required and no current one is known."""
+        return failures(self.checks) == (LIST_MISSING,)
 
 
 def check_report_data(report: Report, expected: bytes) -> Check:
@@ -92,11 +122,16 @@ def check_report_data(report: Report, expected: bytes) -> Check:
 
 
 def verify(
-    report: Report, certificates: Iterable[Certificate], roots: TrustedRoots, now: datetime
+    report: Report,
+    certificates: Iterable[Certificate],
+    roots: TrustedRoots,
+    now: datetime,
+    revocation: Revocation,
 ) -> VerifiedReport | Unverified:
     """Verify a report with candidate certificates (leaf, authorities, any order; more are ignored).
 
     Several leaves may be offered; the first that verifies is used, else the first is reported on.
+    `revocation` brings the revocation lists that are known, of any ARK and from anybody.
 
     Raises:
         MalformedEvidence: a version 2 report whose TCB has reserved bytes set for the product of its chain.
@@ -112,10 +147,11 @@ def verify(
         missing = Check.of(
             "endorsement-certificate", False, "no endorsement certificate of the report's signer was given"
         )
-        return Unverified(report=report, leaf=None, checks=(*origin, missing))
+        return Unverified(report=report, chain=None, checks=(*origin, missing))
     outcomes: list[Unverified] = []
     for leaf in leaves:
-        outcome = _verify_with(report, signer, build_chain(leaf, authorities, roots), now, origin)
+        chain = build_chain(leaf, authorities, roots)
+        outcome = _verify_with(report, signer, chain, now=now, revocation=revocation, origin=origin)
         if isinstance(outcome, VerifiedReport):
             return outcome
         outcomes.append(outcome)
@@ -123,39 +159,45 @@ def verify(
 
 
 def _verify_with(
-    report: Report, signer: Signer, chain: Chain, now: datetime, origin: tuple[Check, ...]
+    report: Report,
+    signer: Signer,
+    chain: Chain,
+    *,
+    now: datetime,
+    revocation: Revocation,
+    origin: tuple[Check, ...],
 ) -> VerifiedReport | Unverified:
     leaf = chain.leaf
     checks = list(origin)
-    # (2) The chain.
-    checks.extend(check_chain(chain, signer, now))
+    # (2) The chain, and whether its root took back its word.
+    checks += check_chain(chain, signer, now)
+    checks += check_revocation(chain, revocation, now)
     # (3) One product.
     product = chain.product or report.product
-    checks.append(_check_product(report, chain))
+    checks.append(check_product(report, chain))
     # (4) This chip, or this provider.
-    identity, csp_id = _check_identity(report, signer, leaf, product)
+    identity, csp_id = check_identity(report, signer, leaf, product)
     checks.append(identity)
     # (5) This TCB.
     versions: TcbVersions | None = None
     if product is not None:
-        if report.version == 2 and not failures(checks):  # the only version without CPUID
-            # Its parser could not know the product; now the chain has proven it.
+        if report.version == 2 and not set(failures(checks)) - {LIST_MISSING}:
+            # The only version without CPUID: its parser could not know the product; now the chain has
+            # proven it.
             check_tcb_reserved(report.tcbs, product)
-        versions = _decode(report, product)
-        checks.extend(_check_tcb(leaf, product, versions))
+        versions = report.tcbs.decode(product)
+        checks += check_tcb(leaf, product, versions)
     # (6) The signature.
     checks.append(_check_signature(report, leaf))
     if failures(checks) or product is None or versions is None:
-        return Unverified(
-            report=report, leaf=leaf, checks=tuple(checks), authority_missing=chain.authority_missing
-        )
+        return Unverified(report=report, chain=chain, checks=tuple(checks))
     return VerifiedReport(
         report=report,
         product=product,
         signer=signer,
         csp_id=csp_id,
         tcb=versions,
-        leaf=leaf,
+        chain=chain,
         checks=tuple(checks),
         made_by=_HERE,
     )
@@ -185,90 +227,14 @@ def _check_origin(report: Report) -> tuple[Check, ...]:
     )
 
 
-def _check_product(report: Report, chain: Chain) -> Check:
-    try:
-        named = product_named(chain.leaf.product_name().split("-", 1)[0])
-        said = chain.leaf.product_name()
-    except ExtensionInvalid as error:
-        return Check.of("product", False, str(error))
-    by_chain = chain.product
-    agree = by_chain is not None and named is by_chain
-    if report.version >= 3:
-        agree = agree and report.product is by_chain
-    cpuid = (
-        f"{report.cpuid.family:#x}:{report.cpuid.model:#x}" if report.cpuid else "not in a version 2 report"
-    )
-    return Check.of("product", agree, f"chain {by_chain}, productName {said}, CPUID {cpuid}")
-
-
-def _check_identity(
-    report: Report, signer: Signer, leaf: Certificate, product: Product | None
-) -> tuple[Check, str | None]:
-    try:
-        if signer is Signer.VLEK:
-            if leaf.has(OID_HWID):
-                raise ExtensionInvalid("a VLEK certificate with a hwID")
-            csp_id = leaf.csp_id()
-            return Check.of("csp-id", True, f"issued to {csp_id}"), csp_id
-        if leaf.has(OID_CSP_ID):
-            raise ExtensionInvalid("a VCEK certificate with a csp id")
-        hwid = leaf.hwid()
-    except ExtensionInvalid as error:
-        return Check.of("hwid" if signer is Signer.VCEK else "csp-id", False, str(error)), None
-    chip_id = report.chip_id
-    if chip_id is None:
-        return Check.of(
-            "hwid", False, "CHIP_ID is zero in a report signed by a VCEK", reason="chip-id-zero"
-        ), None
-    # Turin's hwID is 8 bytes; its CHIP_ID continues with zeros. Everywhere else all 64 must match.
-    used = _TURIN_CHIP_ID if product is Product.TURIN else len(chip_id)
-    same = len(hwid) == used and chip_id[:used] == hwid and not any(chip_id[used:])
-    return Check.of("hwid", same, f"hwID {hwid.hex()}, CHIP_ID {chip_id.hex()}", reason="hwid-mismatch"), None
-
-
-def _check_tcb(leaf: Certificate, product: Product, versions: TcbVersions) -> tuple[Check, ...]:
-    try:
-        certified = tcb.TcbVersion(**{name: leaf.level(name) for name in tcb.component_names(product)})
-    except ExtensionInvalid as error:
-        return (Check.of("certificate-tcb-extensions", False, str(error)),)
-    unexpected = product is not Product.TURIN and leaf.has_level("fmc")
-    return (
-        Check.of(
-            "certificate-tcb-extensions",
-            leaf.reserved_levels_are_zero() and not unexpected,
-            "each TCB component occurs once, and nothing else",
-        ),
-        Check.of(
-            "certificate-tcb",
-            certified == versions.reported,
-            f"the certificate is for {certified.components()}, "
-            f"the report claims {versions.reported.components()}",
-        ),
-        Check.of(
-            "certificate-not-above-current",
-            versions.current.covers(certified),
-            f"the certificate's TCB is not above the current {versions.current.components()}",
-        ),
-    )
-
-
 def _check_signature(report: Report, leaf: Certificate) -> Check:
     key = leaf.public_key
     good = False
     signature = report.signature
     if signature and isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
         try:
-            key.verify(encode_dss_signature(*signature), report.signed_bytes, ec.ECDSA(hashes.SHA384()))
+            key.verify(encode_dss_signature(*signature), report.signed_bytes, _ECDSA)
             good = True
         except InvalidSignature:
             good = False
     return Check.of("report-signature", good, "ECDSA P-384 with SHA-384 over the first 672 bytes")
-
-
-def _decode(report: Report, product: Product) -> TcbVersions:
-    return TcbVersions(
-        current=tcb.decode(report.tcbs.current, product),
-        reported=tcb.decode(report.tcbs.reported, product),
-        committed=tcb.decode(report.tcbs.committed, product),
-        launch=tcb.decode(report.tcbs.launch, product),
-    )

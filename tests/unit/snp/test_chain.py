@@ -19,12 +19,14 @@ from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.endorsement import load_der
 from kms.snp.product import Product
 from kms.snp.report import Report
+from kms.snp.revocation import Revocation, RevocationMode
 from kms.snp.roots import AMD_ROOTS, TrustedRoots
 from kms.snp.verify import Unverified, VerifiedReport, verify
 from tests.world import NOW
 
 Hierarchies = Mapping[Product, AmdHierarchy]
 DAY = timedelta(days=1)
+WHEN_AVAILABLE = Revocation(mode=RevocationMode.WHEN_AVAILABLE, max_age=timedelta(days=7))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def judge(
     """Verify an honest report of the chip with these certificates, and give the reasons against it."""
     trusted = TrustedRoots.with_development([load_der((roots or chip.hierarchy).ark.certificate)])
     report = Report.parse(chip.launch(b"m" * 48).report(b"d" * 64))
-    outcome = verify(report, [load_der(each) for each in certificates], trusted, now)
+    outcome = verify(report, [load_der(each) for each in certificates], trusted, now, WHEN_AVAILABLE)
     reasons = failures(outcome.checks)
     assert isinstance(outcome, Unverified if reasons else VerifiedReport)
     return reasons
@@ -128,9 +130,21 @@ def test_lesson_02_the_pinned_root_with_an_authority_of_the_forger(
     assert reasons == ("authority-signature",)
 
 
+def test_lesson_02_a_genuine_chain_in_the_store_does_not_hide_an_unknown_root(
+    milan: SimulatedChip, impostor: AmdHierarchy
+) -> None:
+    forged = replace(milan, hierarchy=impostor)
+    genuine = milan.certificates()[1:]
+    reasons = judge(forged, *genuine, *forged.certificates(), roots=milan.hierarchy)
+    assert reasons[0] == "root-unknown"
+    assert "leaf-signature" not in reasons
+
+
 def test_amds_roots_alone_do_not_trust_a_simulation(chip: SimulatedChip) -> None:
     report = Report.parse(chip.launch(b"m" * 48).report(b"d" * 64))
-    outcome = verify(report, [load_der(each) for each in chip.certificates()], TrustedRoots(), NOW)
+    outcome = verify(
+        report, [load_der(each) for each in chip.certificates()], TrustedRoots(), NOW, WHEN_AVAILABLE
+    )
     assert "root-unknown" in failures(outcome.checks)
 
 
@@ -144,7 +158,9 @@ def test_a_root_edited_by_a_stranger(milan: SimulatedChip, impostor: AmdHierarch
         TrustedRoots.with_development([load_der(milan.hierarchy.ark.certificate)]), development=()
     )
     report = Report.parse(milan.launch(b"m" * 48).report(b"d" * 64))
-    outcome = verify(report, [load_der(each) for each in (*genuine[:2], edited)], trusted, NOW)
+    outcome = verify(
+        report, [load_der(each) for each in (*genuine[:2], edited)], trusted, NOW, WHEN_AVAILABLE
+    )
     assert failures(outcome.checks) == ("root-signature",)
 
 
@@ -166,7 +182,9 @@ def test_an_authority_that_may_not_sign(milan: SimulatedChip, role: Role, change
         trusted = replace(trusted, development=())
     ark = changed if role is Role.ARK else milan.hierarchy.ark.certificate
     report = Report.parse(milan.launch(b"m" * 48).report(b"d" * 64))
-    outcome = verify(report, [load_der(each) for each in (leaf(milan), ask, ark)], trusted, NOW)
+    outcome = verify(
+        report, [load_der(each) for each in (leaf(milan), ask, ark)], trusted, NOW, WHEN_AVAILABLE
+    )
     assert failures(outcome.checks) == ("authority-bits",)
 
 
@@ -270,7 +288,7 @@ def test_lesson_10_the_dates_of_each_certificate(milan: SimulatedChip, which: st
         TrustedRoots.with_development([load_der(milan.hierarchy.ark.certificate)]), development=()
     )
     report = Report.parse(milan.launch(b"m" * 48).report(b"d" * 64))
-    outcome = verify(report, [load_der(each) for each in certificates.values()], trusted, NOW)
+    outcome = verify(report, [load_der(each) for each in certificates.values()], trusted, NOW, WHEN_AVAILABLE)
     assert failures(outcome.checks) == ("certificate-validity",)
 
 
@@ -311,7 +329,7 @@ def test_a_changed_byte_of_a_certificate_never_verifies_or_fails_otherwise(
         candidates = [*certificates]
         candidates[which] = bytes(changed)
         try:
-            outcome = verify(report, [load_der(each) for each in candidates], trusted, NOW)
+            outcome = verify(report, [load_der(each) for each in candidates], trusted, NOW, WHEN_AVAILABLE)
         except MalformedEvidence:
             continue
         except Exception as error:  # noqa: BLE001 -- what must not happen is what is looked for
