@@ -89,13 +89,14 @@ class Certificate:
             ),
             self.subject,
             self.public_key,
-            der.context(3, der.tlv(der.SEQUENCE, *map(_extension, self.extensions))),
+            der.context(3, der.tlv(der.SEQUENCE, *map(write_extension, self.extensions))),
         )
         signature = key.sign(tbs, self.scheme.padding, self.scheme.hash)
         return der.tlv(der.SEQUENCE, tbs, self.scheme.algorithm, der.tlv(der.BIT_STRING, b"\x00", signature))
 
 
-def _extension(extension: Extension) -> bytes:
+def write_extension(extension: Extension) -> bytes:
+    """Encode an extension of a certificate or revocation list (RFC 5280, section 4.1)."""
     # FALSE is the default and so, in DER, absent.
     critical = der.tlv(der.BOOLEAN, b"\xff") if extension.critical else b""
     return der.tlv(

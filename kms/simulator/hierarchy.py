@@ -30,6 +30,7 @@ from kms.identifiers import ChipId
 from kms.simulator.authorities import BACKDATED, Authority, Role, authority_certificate
 from kms.simulator.certificates import Certificate, Extension, simulation_name
 from kms.simulator.endorsement_extensions import vcek_extensions, vlek_extensions
+from kms.simulator.revocation_lists import RevocationListDraft
 from kms.snp.product import Product
 from kms.snp.tcb import TcbVersion
 
@@ -126,6 +127,24 @@ class AmdHierarchy:
         """Certify a cloud provider's key at a TCB: DER, signed by the ASVK. `extensions` as for a VCEK."""
         draft = self.vlek_certificate(public_key, tcb, csp_id, not_before=not_before, not_after=not_after)
         return _with(draft, extensions).signed(self.asvk.key)
+
+    def revocation_list(
+        self,
+        serials: Iterable[int] = (),
+        *,
+        number: int | None = 1,
+        this_update: datetime,
+        next_update: datetime | None,
+        signer: Authority | None = None,
+    ) -> bytes:
+        """Revoke ASKs, ASVKs or ARKs by serial number: DER, in the ARK's name.
+
+        With a `signer` it is forged: that authority's key signs, and the ARK's name stays.
+        """
+        draft = RevocationListDraft.by(
+            self.ark, tuple(serials), number=number, this_update=this_update, next_update=next_update
+        )
+        return draft.signed((signer or self.ark).key)
 
     def save(self, folder: Path) -> None:
         """Write certificates and keys as PEM into a new folder (0700, keys 0600), whole or not at all.

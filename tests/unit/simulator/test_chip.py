@@ -18,17 +18,19 @@ from kms.snp.endorsement import load_der
 from kms.snp.flags import Signer
 from kms.snp.product import Product
 from kms.snp.report import Report
+from kms.snp.revocation import Revocation, RevocationMode
 from kms.snp.roots import TrustedRoots
 from kms.snp.verify import Unverified, VerifiedReport, verify
 
 MEASUREMENT = bytes(range(48))
 REPORT_DATA = bytes(range(64))
+NO_LISTS = Revocation(mode=RevocationMode.OFF, max_age=timedelta(0))
 CSP = "CN=cloud.example"
 
 
 def judge(chip: SimulatedChip, raw: bytes, now: datetime) -> VerifiedReport | Unverified:
     roots = TrustedRoots.with_development([load_der(chip.hierarchy.ark.certificate)])
-    return verify(Report.parse(raw), [load_der(each) for each in chip.certificates()], roots, now)
+    return verify(Report.parse(raw), [load_der(each) for each in chip.certificates()], roots, now, NO_LISTS)
 
 
 def failed(outcome: VerifiedReport | Unverified) -> list[str]:
@@ -209,5 +211,5 @@ def test_a_chip_of_another_root_is_refused_though_everything_else_agrees(
     forged = replace(chip, hierarchy=impostor)
     roots = TrustedRoots.with_development([load_der(chip.hierarchy.ark.certificate)])
     report = Report.parse(forged.launch(MEASUREMENT).report(REPORT_DATA))
-    outcome = verify(report, [load_der(each) for each in forged.certificates()], roots, now)
+    outcome = verify(report, [load_der(each) for each in forged.certificates()], roots, now, NO_LISTS)
     assert isinstance(outcome, Unverified)

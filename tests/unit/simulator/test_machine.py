@@ -1,4 +1,4 @@
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 
 import pytest
@@ -16,6 +16,7 @@ from kms.simulator.firmware import build_firmware
 from kms.simulator.kernel import fake_initrd, fake_kernel
 from kms.simulator.machine import Collateral, SimulatedMachine, describe
 from kms.snp.endorsement import load_der
+from kms.snp.revocation import Revocation, RevocationMode
 from kms.snp.roots import TrustedRoots
 from kms.snp.verify import VerifiedReport, verify
 
@@ -24,6 +25,7 @@ KERNEL = fake_kernel(b"k", size=8 << 10)
 INITRD = fake_initrd(b"i", size=8 << 10)
 CMDLINE = "console=ttyS0  app={app_id} compose={compose_hash} "
 REPORT_DATA = bytes(range(64))
+NO_LISTS = Revocation(mode=RevocationMode.OFF, max_age=timedelta(0))
 DOCUMENT = b'{"version":1,"app_id":"' + b"11" * 20 + b'","compose_hash":"' + b"22" * 32 + b'"}'
 
 
@@ -95,7 +97,7 @@ def test_evidence_is_what_the_server_reads(
     assert sent == (() if collateral is Collateral.NONE else chip.certificates())
     roots = TrustedRoots.with_development([load_der(chip.hierarchy.ark.certificate)])
     certificates = [load_der(each) for each in chip.certificates()]
-    assert isinstance(verify(evidence.report, certificates, roots, now), VerifiedReport)
+    assert isinstance(verify(evidence.report, certificates, roots, now, NO_LISTS), VerifiedReport)
 
 
 def test_evidence_may_be_bare(chip: SimulatedChip, description: LaunchDescription) -> None:
