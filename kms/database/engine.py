@@ -1,5 +1,7 @@
 """Connections to the database, set so that a commit is on stable storage when it returns."""
 
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -16,6 +18,8 @@ from kms.errors import ConfigurationError, LedgerUnavailable
 
 SQLITE_FILE: Final = "kms.sqlite3"
 _WRITES: Final = "kms_writes"
+_LOCKED_TRIES: Final = 250
+_LOCKED_PAUSE: Final = 0.02  # seconds, at most 5 in all, and only while a file is new
 _PRAGMAS: Final = (
     # First: of two servers that open a new file at once, one waits for the other.
     "PRAGMA busy_timeout=10000",
@@ -112,8 +116,22 @@ def _prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in _PRAGMAS:
-        cursor.execute(pragma)
+        _execute(cursor, pragma)
     cursor.close()
+
+
+def _execute(cursor: DBAPICursor, pragma: str) -> None:
+    """Execute a pragma; wait where SQLite does not: of two that switch a new file to WAL, one is told off."""
+    for _ in range(_LOCKED_TRIES):
+        try:
+            cursor.execute(pragma)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            time.sleep(_LOCKED_PAUSE)
+        else:
+            return
+    cursor.execute(pragma)
 
 
 def _begin(connection: Connection) -> None:

@@ -14,6 +14,7 @@ from kms.database.engine import reading, writing
 from kms.database.schema import active_policy, policy_revisions
 from kms.errors import LedgerUnavailable
 from kms.evidence.launch import Launch, LaunchFinder, NamedApp
+from kms.identifiers import Measurement
 from kms.ledger.entries import timestamp
 from kms.measurement.images import LaunchHint
 from kms.policy.compiled import Policy
@@ -48,6 +49,12 @@ class LoadedPolicy:
         if self.launches.filled:
             return self.launches.find(verified, hint, app)
         return await asyncio.to_thread(self.launches.find, verified, hint, app)
+
+    async def may_show(self, claimed: Measurement, hint: LaunchHint, app: NamedApp | None) -> bool:
+        """Say whether some image shows a claimed measurement; as `find_launch`."""
+        if self.launches.filled:
+            return self.launches.may_show(claimed, hint, app)
+        return await asyncio.to_thread(self.launches.may_show, claimed, hint, app)
 
 
 class PolicyStore:

@@ -74,3 +74,53 @@ decisions: Final = Table(
     Index("decisions_by_time", "decided_at"),
     Index("decisions_by_app", "app_id", "decided_at"),
 )
+
+# Certificates that verified once, kept for ever (of a chip's key at a TCB the one that lives longest). The
+# DER is the certificate; the other columns repeat parts of it for look-ups, and nobody believes either:
+# whoever reads one verifies it again. `chip_id` is the hex of all 64 bytes, `tcb` a text such as
+# `bootloader=4 tee=0 snp=24 microcode=219`.
+certificates: Final = Table(
+    "certificates",
+    metadata,
+    Column("fingerprint", String(64), primary_key=True),  # SHA-256 of the DER, hex
+    Column("signer", String(16), nullable=False),
+    Column("product", String(16), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("chip_id", String(128), nullable=True),
+    Column("csp_id", String(128), nullable=True),
+    Column("tcb", String(80), nullable=True),
+    Column("not_before", String(32), nullable=False),
+    Column("not_after", String(32), nullable=False),
+    Column("der", LargeBinary, nullable=False),
+    Column("source", String(16), nullable=False),
+    Column("kept_at", String(32), nullable=False),
+    Index("certificates_by_chip", "chip_id"),
+    # The signer stands in it so that the few VLEKs of a TCB are not looked for among all the VCEKs of it.
+    Index("certificates_by_tcb", "role", "signer", "product", "tcb"),
+)
+
+# The newest revocation list of each ARK (SHA-256 of its public key, hex) and line. `number` is decimal text:
+# RFC 5280 (section 5.2.3) allows 20 bytes, more than an integer column holds.
+revocation_lists: Final = Table(
+    "revocation_lists",
+    metadata,
+    Column("ark", String(64), primary_key=True),
+    Column("signer", String(16), primary_key=True),
+    Column("product", String(16), primary_key=True),
+    Column("number", Text, nullable=True),
+    Column("this_update", String(32), nullable=False),
+    Column("next_update", String(32), nullable=True),
+    Column("der", LargeBinary, nullable=False),
+    Column("source", String(16), nullable=False),
+    Column("kept_at", String(32), nullable=False),
+)
+
+# Who is fetching what (a KDS path) right now, of all servers on this database. The primary key gives each
+# fetch one owner.
+collateral_claims: Final = Table(
+    "collateral_claims",
+    metadata,
+    Column("what", String(512), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("expires_at", String(32), nullable=False),
+)
