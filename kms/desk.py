@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from kms.authenticity import Authenticator
 from kms.boot_info import BootInfo
 from kms.checks import Check
 from kms.keys.identity import Identity
 from kms.ledger.budget import StrangerBudget
-from kms.ports import Clock, Collateral, Decisions, Policies, Randomness, RootKey
-from kms.snp.roots import TrustedRoots
+from kms.ports import Clock, Decisions, Policies, Randomness, RootKey
+from kms.snp.advisories import Advisories
 from kms.strict_json import JsonValue
 
 # Some 4 KB each: below 400 MB a day, however many strangers there are.
@@ -59,8 +60,8 @@ class ReleaseDesk:
 
     clock: Clock
     randomness: Randomness
-    roots: TrustedRoots
-    collateral: Collateral
+    authenticator: Authenticator
+    advisories: Advisories
     policies: Policies
     decisions: Decisions
     root_key: RootKey

@@ -95,6 +95,10 @@ class CollateralUnavailable(Unavailable):
     code = "collateral-unavailable"
 
 
+class NobodyToAsk(CollateralUnavailable):
+    """No key distribution service is configured: only an operator can bring what is missing."""
+
+
 class CollateralUnknown(KmsError):
     """AMD's key distribution service says that there is no such certificate or list (404)."""
 

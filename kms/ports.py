@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from kms.evidence.launch import Launch, NamedApp
-from kms.identifiers import ChipId
+from kms.identifiers import ChipId, Measurement
 from kms.ledger.entries import DecisionEntry
 from kms.measurement.images import LaunchHint
 from kms.policy.compiled import Policy
@@ -104,9 +104,9 @@ class Collateral(Protocol):
         ...
 
     async def leaves(self, report: Report) -> tuple[Certificate, ...]:
-        """Give the stored endorsement certificates that may fit the report, of whatever TCB; maybe none.
+        """Give the stored endorsement certificates for the report's reported TCB; few, or none.
 
-        For a VCEK those of its chip; for a VLEK those that an operator imported for its reported TCB.
+        For a VCEK those of its chip; for a VLEK those that an operator imported.
         """
         ...
 
@@ -124,8 +124,8 @@ class Collateral(Protocol):
         """
         ...
 
-    def keep(self, chain: Chain, lists: tuple[RevocationList, ...] = ()) -> None:
-        """Take note of a verified chain and of lists that its ARK signed, to be stored soon.
+    def keep(self, chain: Chain) -> None:
+        """Take note of a verified chain, to be stored soon.
 
         It never waits and never raises; a VLEK itself is not kept.
         """
@@ -183,6 +183,10 @@ class ActivePolicy(Protocol):
         self, verified: VerifiedReport, hint: LaunchHint, app: NamedApp | None
     ) -> Launch | None:
         """Find the launch that a report shows, as `kms.evidence.launch.LaunchFinder.find`."""
+        ...
+
+    async def may_show(self, claimed: Measurement, hint: LaunchHint, app: NamedApp | None) -> bool:
+        """Say whether an allowed image shows a measurement that nobody has proven yet."""
         ...
 
 

@@ -82,8 +82,6 @@ def _refuse_unbuilt(settings: Settings) -> None:
     """Refuse settings that would promise a protection which this version does not have."""
     if settings.policy_trust is not None:
         raise ConfigurationError("KMS_POLICY_TRUST: this version does not check signatures of policies yet")
-    if settings.crl == "require":
-        raise ConfigurationError("KMS_CRL=require: this version does not check revocation lists yet")
     if settings.workers != 1:
         raise ConfigurationError("KMS_WORKERS: this version runs one server process")
     if settings.ledger_anchor is not None:

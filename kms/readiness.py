@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from kms.database.decisions import DecisionStore
 from kms.database.policies import FollowedPolicies, PolicyStore
 from kms.errors import LedgerUnavailable, RootKeyUnavailable
+from kms.kds.service import CollateralService
 from kms.policy_folder.watching import FolderWatcher
 from kms.ports import RootKey
 
@@ -17,6 +18,7 @@ class NotReady:
     policies: FollowedPolicies
     decisions: DecisionStore
     root_key: RootKey
+    collateral: CollateralService
     watcher: FolderWatcher | None
 
     async def reasons(self) -> tuple[str, ...]:
@@ -27,6 +29,7 @@ class NotReady:
             "policy-folder-invalid": watcher is not None and watcher.failing,
             "policy-watcher-stopped": watcher is not None and not watcher.alive,
             "policy-follower-stopped": not self.policies.alive,
+            "collateral-stopped": not self.collateral.alive,
             "record-stopped": not self.decisions.alive,
             "record-failing": not await self.decisions.writable(),
         }

@@ -17,11 +17,12 @@ from typing import Final
 
 import rfc8785
 
+from kms.authenticity import NotSought
 from kms.boot_info import BootInfo, build_boot_info
 from kms.checks import Check, failures
 from kms.desk import Refused, Released, ReleaseDesk, Submission
 from kms.encoding import b64url
-from kms.errors import ChallengeUsed, CollateralUnavailable, LedgerUnavailable
+from kms.errors import ChallengeUsed, LedgerUnavailable
 from kms.evidence.app_document import AppIdentity
 from kms.evidence.sev_snp import SnpEvidence, parse_evidence
 from kms.judgement import (
@@ -44,12 +45,13 @@ from kms.keys.sealing import seal
 from kms.keys.signed import Signed
 from kms.labels import RECEIPT
 from kms.ledger.entries import REFUSED, RELEASED, SALT_LENGTH, DecisionEntry, entry_digest, timestamp
+from kms.plausibility import judge_claims
 from kms.policy.decision import Allowed, Denied, decide
 from kms.ports import PolicyMoved
 from kms.request import ReleaseRequest, parse_request
-from kms.snp.chain import is_authority
 from kms.snp.flags import Signer
-from kms.snp.verify import Unverified, VerifiedReport, check_report_data, verify
+from kms.snp.product import Product
+from kms.snp.verify import Unverified, VerifiedReport, check_report_data
 from kms.strict_json import JsonValue
 
 EVIDENCE_UNTRUSTED: Final = "evidence-untrusted"
@@ -97,7 +99,17 @@ async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refus
     document, document_check = bind_app_document(evidence, request)
 
     # (3) Verify: did a genuine chip sign this report? What is decided after this spends the challenge.
-    verified = await verify_report(desk, evidence, now)
+    # A certificate is sought from AMD's service only where some app would accept what the report claims.
+    verified = await desk.authenticator.authenticate(
+        evidence.report,
+        evidence.certificates,
+        evidence.revocation_lists,
+        now=now,
+        client=submission.client,
+        worth=partial(case.worth, evidence, document, document_check),
+    )
+    if isinstance(verified, NotSought):
+        return await case.refuse(code_of_claims(verified), (bound, *verified.checks), spend=False)
     if isinstance(verified, Unverified):
         return await case.refuse(EVIDENCE_UNTRUSTED, (bound, *verified.checks), spend=False)
     proven = (bound, *verified.checks, document_check)
@@ -133,19 +145,22 @@ async def _judge(
         launch = await active.find_launch(verified, evidence.hint, named)
     proven = (*proven, check_measurement(verified, launch))
     if active is None or launch is None:
-        boot_info = build_boot_info(verified, None, document)
+        boot_info = build_boot_info(verified, None, document, desk.advisories)
         return await refuse(MEASUREMENT_UNKNOWN, proven, boot_info=boot_info)
 
     # (5) BootInfo: what the guest proved, and the app that is bound to it.
     identity, binding_check = bind_app(active.policy, launch, document)
-    boot_info = build_boot_info(verified, launch, identity)
+    boot_info = build_boot_info(verified, launch, identity, desk.advisories)
     proven = (*proven, binding_check)
     if identity is None:
         return await refuse(EVIDENCE_UNTRUSTED, proven, boot_info=boot_info)
 
     # (6) Policy: every check, passed or failed.
     circumstances = Circumstances(
-        now=case.now, development=desk.development, kms_identity=desk.identity.public_key
+        now=case.now,
+        development=desk.development,
+        kms_identity=desk.identity.public_key,
+        advisories=desk.advisories,
     )
     decision = decide(active.policy, boot_info, request.ask, context_of(circumstances, launch, document))
     checks = (*proven, *decision.checks)
@@ -191,39 +206,12 @@ async def _judge(
     )
 
 
-async def verify_report(
-    desk: ReleaseDesk, evidence: SnpEvidence, now: datetime
-) -> VerifiedReport | Unverified:
-    """Verify with the guest's certificates, completed from the store.
-
-    A leaf that the guest sends is the one judged. Only when it is authentic but for another TCB of the
-    same chip (a host's stale table) is it set aside for one from the store.
-
-    Raises:
-        CollateralUnavailable: an endorsement certificate or its authority was not sent and is not stored.
-
-    """
-    report = evidence.report
-    certificates = (*evidence.certificates, *await desk.collateral.authorities())
-    outcome = verify(report, certificates, desk.roots, now)
-    if isinstance(outcome, VerifiedReport):
-        return outcome
-    if outcome.origin_refused:
-        return outcome
-    if outcome.authority_missing and not any(is_authority(each) for each in evidence.certificates):
-        raise CollateralUnavailable("the ASK or ASVK of this certificate was not sent, and none is stored")
-    missing = outcome.leaf is None
-    # A VLEK is issued to the cloud provider: nobody but the guest's host can supply it.
-    if report.flags.signer is Signer.VLEK or not (missing or outcome.stale_leaf):
-        return outcome
-    try:
-        stored = await desk.collateral.leaves(report)
-    except CollateralUnavailable:
-        if missing:
-            raise
-        return outcome
-    better = verify(report, (*stored, *certificates), desk.roots, now)
-    return better if missing or isinstance(better, VerifiedReport) else outcome
+def code_of_claims(refused: NotSought) -> str:
+    """Give the code that the report would be refused with if all that it claims were proven."""
+    failed = {check.name for check in refused.checks if not check.passed}
+    if "app-document" in failed:
+        return EVIDENCE_UNTRUSTED
+    return MEASUREMENT_UNKNOWN if "measurement-known" in failed else POLICY_DENIED
 
 
 def bind_app_document(evidence: SnpEvidence, request: ReleaseRequest) -> tuple[AppIdentity | None, Check]:
@@ -295,6 +283,22 @@ class _Case:
     request: ReleaseRequest
     challenge: Challenge
     now: datetime
+
+    async def worth(
+        self, evidence: SnpEvidence, document: AppIdentity | None, document_check: Check, product: Product
+    ) -> tuple[Check, ...]:
+        """Judge what the report claims, as one of this product's, before a certificate is sought for it."""
+        if not document_check.passed:
+            return (document_check,)
+        return await judge_claims(
+            await self.desk.policies.active(),
+            evidence.report,
+            product,
+            hint=evidence.hint,
+            claim=self.request.ask.app,
+            document=document,
+            now=self.now,
+        )
 
     def entry(
         self,

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from typing_extensions import override
 
 from kms.errors import ConfigurationError
+from kms.snp.revocation import RevocationMode
 
 _PREFIX = "KMS_"
 # Read by the command line and the tests; not settings of the server.
@@ -21,11 +23,7 @@ _NOT_SETTINGS = frozenset({"KMS_CONFIG", "KMS_REAL_EVIDENCE"})
 # Protocol settings that this version reads and does not act upon: said when an operator sets one, and not
 # shown among the effective ones. What would promise a protection is refused instead (kms/preflight.py).
 _WITHOUT_EFFECT = {
-    "kds_urls": "this version does not ask a key distribution service yet; guests send their certificates, "
-    "or the server has them in its collateral folder",
     "metrics_listen": "this version has no metrics yet; nothing listens there",
-    "crl": "this version does not check revocation lists yet",
-    "crl_max_age": "this version does not check revocation lists yet",
 }
 _REFUSED_WHEN_SET = frozenset({"policy_trust", "ledger_anchor", "workers"})
 _RATE = re.compile(r"(\d{1,9})(?:/s)?(?: burst (\d{1,9}))?")
@@ -101,6 +99,19 @@ def _list(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _urls(value: object) -> object:
+    urls = _list(value)
+    if not isinstance(urls, list) or urls == ["none"]:
+        return [] if urls == ["none"] else urls
+    for url in urls:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        if parts is None or parts.scheme not in {"https", "http"} or not parts.hostname:
+            raise ValueError("write base URLs as https://HOST[:PORT][/PATH], or none")
+        if parts.query or parts.fragment or parts.username or parts.password:
+            raise ValueError("a base URL has no user, query or fragment")
+    return [url.rstrip("/") for url in urls]
+
+
 def _positive(value: timedelta) -> timedelta:
     if value <= timedelta(0):
         raise ValueError("must be more than nothing")
@@ -134,10 +145,14 @@ class Settings(BaseModel):
     collateral_dir: Path | None = Field(
         None, description="certificates; default: collateral in the data folder"
     )
-    kds_urls: Annotated[list[str], BeforeValidator(_list)] = Field(
-        default_factory=lambda: ["https://kdsintf.amd.com"], description="key distribution services, in order"
+    kds_urls: Annotated[list[str], BeforeValidator(_urls)] = Field(
+        default_factory=lambda: ["https://kdsintf.amd.com"],
+        description="key distribution services, in order, or `none`",
     )
-    crl: Literal["require", "when-available", "off"] = Field("when-available", description="revocation lists")
+    kds_rate: Annotated[Rate, BeforeValidator(_rate)] = Field(
+        Rate(5, 100), description="requests to each key distribution service"
+    )
+    crl: RevocationMode = Field(RevocationMode.WHEN_AVAILABLE, description="revocation lists")
     crl_max_age: Duration = Field(timedelta(days=7), description="past a list's next update")
     development_roots: Path | None = Field(None, description="PEM file of extra ARKs: DEVELOPMENT MODE")
     rate_limit: Annotated[Rate, BeforeValidator(_rate)] = Field(
@@ -167,9 +182,7 @@ class Settings(BaseModel):
         for name, why in _WITHOUT_EFFECT.items():
             # `off` is what this version does.
             off = name == "metrics_listen" and self.metrics_listen is None
-            # Refused elsewhere.
-            refused = name == "crl" and self.crl == "require"
-            if name in self.model_fields_set and not off and not refused:
+            if name in self.model_fields_set and not off:
                 found.append(f"{_PREFIX}{name.upper()} has no effect: {why}")
         return tuple(found)
 

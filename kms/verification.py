@@ -31,8 +31,10 @@ from kms.measurement.snp import MAX_VCPUS
 from kms.measurement.vcpu_types import VCPU_TYPES, vcpu_type_name
 from kms.policy.compiled import Policy
 from kms.policy.decision import AppClaim, Ask, decide
+from kms.snp.advisories import Advisories
 from kms.snp.certificate import Certificate
 from kms.snp.report import Report
+from kms.snp.revocation import Revocation
 from kms.snp.roots import TrustedRoots
 from kms.snp.verify import VerifiedReport, check_report_data, verify
 
@@ -47,11 +49,13 @@ class Question:
     """What is asked about a report. Each optional part adds its checks.
 
     `claim` is what a request would name, for a command line that binds the app. `kms_identity` is the KMS's
-    public key (32 bytes): without it, an app document that names a KMS cannot pass a policy.
+    public key (32 bytes): without it, an app document that names a KMS cannot pass a policy. `advisories` are
+    AMD's bulletins that the report is assessed by.
     """
 
     report: Report
     certificates: tuple[Certificate, ...]
+    advisories: Advisories
     launch: LaunchFile | None = None
     app_document: bytes | None = None
     report_data: bytes | None = None
@@ -73,14 +77,16 @@ class Verification:
         return not failures(self.checks)
 
 
-def explain(question: Question, roots: TrustedRoots, now: datetime, *, development: bool) -> Verification:
+def explain(
+    question: Question, roots: TrustedRoots, revocation: Revocation, now: datetime, *, development: bool
+) -> Verification:
     """Verify, measure and judge, as far as the question goes. It never raises for what the evidence is."""
     report = question.report
     checks: list[Check] = []
     if question.report_data is not None:
         checks.append(check_report_data(report, question.report_data))
     try:
-        verified = verify(report, question.certificates, roots, now)
+        verified = verify(report, question.certificates, roots, now, revocation)
     except MalformedEvidence as error:
         checks.append(Check.of("report-format", False, error.detail, reason=error.reason))
         return Verification(checks=tuple(checks))
@@ -91,8 +97,14 @@ def explain(question: Question, roots: TrustedRoots, now: datetime, *, developme
     if not isinstance(verified, VerifiedReport):
         return Verification(checks=tuple(checks))
     if question.policy is None:
-        return Verification(checks=tuple(checks), boot_info=build_boot_info(verified, launch, document))
-    circumstances = Circumstances(now=now, development=development, kms_identity=question.kms_identity or b"")
+        shown = build_boot_info(verified, launch, document, question.advisories)
+        return Verification(checks=tuple(checks), boot_info=shown)
+    circumstances = Circumstances(
+        now=now,
+        development=development,
+        kms_identity=question.kms_identity or b"",
+        advisories=question.advisories,
+    )
     boot_info = _judge(
         question, question.policy, verified, document, circumstances=circumstances, checks=checks
     )
@@ -223,9 +235,9 @@ def _judge(
                 detail=f"{known.detail}; {_explained(question, _named_app(question.claim, document))}"
             )
         )
-        return build_boot_info(verified, None, document)
+        return build_boot_info(verified, None, document, question.advisories)
     identity, binding = bind_app(policy, launch, document)
-    boot_info = build_boot_info(verified, launch, identity)
+    boot_info = build_boot_info(verified, launch, identity, question.advisories)
     ask = Ask(keys=(), app=question.claim)
     decision = decide(policy, boot_info, ask, context_of(circumstances, launch, document))
     checks += [known, binding]

@@ -14,6 +14,8 @@ from typing import Final
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from kms.authenticity import Authenticator
+from kms.database.collateral import CollateralDatabase
 from kms.database.decisions import DecisionStore
 from kms.database.engine import open_engine
 from kms.database.installation import Installation
@@ -25,16 +27,20 @@ from kms.http.app import create_app
 from kms.http.limits import AddressLimiter
 from kms.http.routes import Readiness
 from kms.http.tls import LocalTls, server_context
-from kms.kds.folder import CertificateFolder, read_certificates
+from kms.kds.client import KdsClient
+from kms.kds.importing import import_folder
+from kms.kds.service import CollateralService
 from kms.keys.identity import Identity
 from kms.keys.root_messages import FOUNDING_EPOCH, Mode, challenge_message, identity_message
-from kms.packaged import packaged_folder
+from kms.packaged import load_advisories, packaged_folder
 from kms.policy.revision import Revision
 from kms.policy_folder.watching import FolderWatcher
 from kms.preflight import check_settings, checked_database_url
 from kms.readiness import NotReady
 from kms.rootkey import open_checked_root
 from kms.settings import Settings
+from kms.snp.revocation import Revocation, RevocationMode
+from kms.snp.roots import TrustedRoots
 from kms.start_lock import alone_in
 
 _IDENTITY_GENERATION: Final = 1
@@ -61,6 +67,7 @@ class Stores:
     engine: AsyncEngine
     policies: PolicyStore
     installation: Installation
+    collateral: CollateralDatabase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +125,26 @@ async def apply_policy(settings: Settings, revision: Revision, *, author: str, m
         return await stores.policies.apply(revision, author=author, message=message)
 
 
+def revocation_rules(settings: Settings) -> Revocation:
+    """Give how revocation is judged; the lists come from the collateral."""
+    return Revocation(mode=settings.crl, max_age=settings.crl_max_age)
+
+
+def collateral_service(settings: Settings, stores: Stores, roots: TrustedRoots) -> CollateralService:
+    """Give the collateral that the settings name, not started."""
+    kds = None
+    if settings.kds_urls:
+        rate = settings.kds_rate
+        kds = KdsClient(settings.kds_urls, per_second=rate.per_second, burst=rate.burst, clock=utc_now)
+    return CollateralService(
+        store=stores.collateral,
+        kds=kds,
+        roots=roots,
+        clock=utc_now,
+        renew_lists=settings.crl is not RevocationMode.OFF,
+    )
+
+
 async def _build(settings: Settings, stack: AsyncExitStack) -> Kms:
     checked = check_settings(settings)
     _keep_files_private()
@@ -147,11 +174,15 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Kms:
     except LedgerUnavailable as error:
         raise ConfigurationError(error.detail, remedy="apply a policy again: kms policy apply DIR") from error
     decisions = DecisionStore(stores.engine, utc_now)
+    await import_folder(settings.certificate_folder, stores.collateral, checked.roots, utc_now())
+    collateral = collateral_service(settings, stores, checked.roots)
     desk = ReleaseDesk(
         clock=utc_now,
         randomness=secrets.token_bytes,
-        roots=checked.roots,
-        collateral=CertificateFolder(read_certificates(settings.certificate_folder)),
+        authenticator=Authenticator(
+            roots=checked.roots, revocation=revocation_rules(settings), collateral=collateral
+        ),
+        advisories=load_advisories(),
         policies=policies,
         decisions=decisions,
         root_key=root_key,
@@ -165,6 +196,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Kms:
         policies=policies,
         decisions=decisions,
         root_key=root_key,
+        collateral=collateral,
         watcher=watcher,
     )
     app = create_app(
@@ -181,6 +213,8 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Kms:
         raise ConfigurationError("there is no TLS certificate")
     decisions.start()
     stack.push_async_callback(decisions.stop)
+    collateral.start()
+    stack.push_async_callback(collateral.stop)
     policies.start()
     stack.push_async_callback(policies.stop)
     if watcher is not None:
@@ -194,7 +228,10 @@ async def _open_stores(url: str, settings: Settings, stack: AsyncExitStack) -> S
     stack.push_async_callback(engine.dispose)
     await migrate(engine, packaged_folder("migrations"))
     stores = Stores(
-        engine=engine, policies=PolicyStore(engine, utc_now), installation=Installation(engine, utc_now)
+        engine=engine,
+        policies=PolicyStore(engine, utc_now),
+        installation=Installation(engine, utc_now),
+        collateral=CollateralDatabase(engine, utc_now),
     )
     await stores.installation.mark(mode_of(settings))
     return stores

@@ -17,6 +17,8 @@ import yaml
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from kms.authenticity import Authenticator
+from kms.database.collateral import CollateralDatabase
 from kms.database.decisions import DecisionStore
 from kms.database.engine import SQLITE_FILE, open_engine, reading, sqlite_url
 from kms.database.migrate import migrate
@@ -28,15 +30,17 @@ from kms.encoding import b64url
 from kms.http.app import create_app
 from kms.http.limits import AddressLimiter
 from kms.http.routes import Readiness
-from kms.kds.folder import CertificateFolder
+from kms.kds.client import KdsClient
+from kms.kds.service import CollateralService
 from kms.keys.envelope import Payload, open_envelope
 from kms.keys.identity import Identity
 from kms.keys.opening import RecipientKey
 from kms.keys.root_messages import FOUNDING_EPOCH, challenge_message, identity_message
 from kms.keys.sealing import Suite
 from kms.measurement.launch import LaunchDescription, os_image_hash
-from kms.packaged import packaged_folder
+from kms.packaged import load_advisories, packaged_folder
 from kms.policy.revision import Revision
+from kms.ports import Clock
 from kms.request import report_data
 from kms.rootkey.file import FileRootKey
 from kms.simulator.chip import SimulatedChip, simulated_chip_id
@@ -45,6 +49,7 @@ from kms.simulator.hierarchy import AmdHierarchy
 from kms.simulator.machine import SimulatedMachine, describe
 from kms.snp.endorsement import load_der
 from kms.snp.product import Product
+from kms.snp.revocation import Revocation, RevocationMode
 from kms.snp.roots import TrustedRoots
 from kms.wiring import new_id
 
@@ -306,11 +311,14 @@ async def open_world(
     development: bool = True,
     change_desk: Callable[[ReleaseDesk], ReleaseDesk] = lambda desk: desk,
     limiter: AddressLimiter | None = None,
+    revocation: RevocationMode = RevocationMode.WHEN_AVAILABLE,
+    make_kds: Callable[[Clock], KdsClient] | None = None,
     not_ready: tuple[str, ...] = (),
 ) -> AsyncIterator[World]:
     """Build the world on a SQLite file in `folder`, with the default policy in force.
 
-    `change_desk` replaces what the desk works with; `not_ready` is what `/readyz` is told.
+    `change_desk` replaces what the desk works with; `not_ready` is what `/readyz` is told. Without
+    `make_kds` no key distribution service is asked.
     """
     now = [NOW]
     chip_id = simulated_chip_id(hierarchy.product, b"chip 1")
@@ -326,11 +334,22 @@ async def open_world(
     followed = FollowedPolicies(store)
     decisions = DecisionStore(engine, clock)
     root = FileRootKey({FOUNDING_EPOCH: b"r" * 32})
+    roots = TrustedRoots.with_development([load_der(hierarchy.ark.certificate)])
+    collateral = CollateralService(
+        store=CollateralDatabase(engine, clock),
+        kds=None if make_kds is None else make_kds(clock),
+        roots=roots,
+        clock=clock,
+    )
     desk = ReleaseDesk(
         clock=clock,
         randomness=secrets.token_bytes,
-        roots=TrustedRoots.with_development([load_der(hierarchy.ark.certificate)]),
-        collateral=CertificateFolder([]),
+        authenticator=Authenticator(
+            roots=roots,
+            revocation=Revocation(mode=revocation, max_age=timedelta(days=7)),
+            collateral=collateral,
+        ),
+        advisories=load_advisories(),
         policies=followed,
         decisions=decisions,
         root_key=root,
@@ -352,6 +371,7 @@ async def open_world(
         tls_ca=None,
     )
     decisions.start()
+    collateral.start()
     transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="https://kms") as client:
@@ -359,6 +379,7 @@ async def open_world(
             await world.apply(*world.default_policy())
             yield world
     finally:
+        await collateral.stop()
         await decisions.stop()
         await engine.dispose()
 

@@ -104,7 +104,13 @@ class LaunchFinder:
 
         The app's own images come first: if one of them matches, the others are not even computed.
         """
-        measurement = verified.report.measurement
+        return self._find(verified.report.measurement, hint, app)
+
+    def may_show(self, claimed: Measurement, hint: LaunchHint, app: NamedApp | None) -> bool:
+        """Say whether an allowed image shows a measurement that nobody has proven yet."""
+        return self._find(claimed, hint, app) is not None
+
+    def _find(self, measurement: Measurement, hint: LaunchHint, app: NamedApp | None) -> Launch | None:
         own = self._allowed.images_of(app.app_id) if app else ()
         described = self._described(hint)
         known = {id(image) for image in own}

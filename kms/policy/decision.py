@@ -69,8 +69,8 @@ def decide(policy: Policy, boot_info: BootInfo, ask: Ask, context: Context) -> D
     if app is not None:
         checks += app_checks(app, boot_info, context)
         checks += launch_checks(policy, app, boot_info, context)
-        checks += chip_checks(policy, app, boot_info, context)
-        checks += tcb_checks(app, boot_info, context)
+        checks += chip_checks(policy, app, boot_info, context.now)
+        checks += tcb_checks(app, boot_info, context.now)
         checks += guest_checks(app.guest, boot_info, context)
         checks += key_checks(app.document, boot_info, ask)
     if app is None or failures(checks):

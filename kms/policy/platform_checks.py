@@ -1,27 +1,27 @@
 """Checks of where the guest runs: revocations, chip, product, TCB, firmware, platform, mitigations."""
 
 from collections.abc import Iterator
+from datetime import datetime
 
-from kms.boot_info import BootInfo
 from kms.checks import Check
 from kms.policy.compiled import CompiledApp, Policy
 from kms.policy.documents import Levels, TcbDocument, TcbKind
-from kms.policy.question import Context
+from kms.policy.question import PlatformFacts
 from kms.snp.flags import Signer
 from kms.snp.tcb import TcbVersion, TcbVersions
 
 
-def revocation_checks(policy: Policy, boot_info: BootInfo) -> Iterator[Check]:
+def revocation_checks(policy: Policy, facts: PlatformFacts) -> Iterator[Check]:
     """Check what can be revoked whatever the app: revocation wins over everything, chips of any signer.
 
     Images are with the launch (`kms.policy.app_checks`).
     """
     revoked = policy.revocations
-    yield _not_revoked("app", boot_info.app_id in revoked.apps)
-    yield _not_revoked("compose", boot_info.compose_hash in revoked.compose)
-    yield _not_revoked("measurement", boot_info.measurement in revoked.measurements)
-    yield _not_revoked("chip", boot_info.chip_id in revoked.chips)
-    yield _not_revoked("product", boot_info.product in revoked.products)
+    yield _not_revoked("app", facts.app_id in revoked.apps)
+    yield _not_revoked("compose", facts.compose_hash in revoked.compose)
+    yield _not_revoked("measurement", facts.measurement in revoked.measurements)
+    yield _not_revoked("chip", facts.chip_id in revoked.chips)
+    yield _not_revoked("product", facts.product in revoked.products)
 
 
 def _not_revoked(what: str, revoked: bool) -> Check:
@@ -29,22 +29,22 @@ def _not_revoked(what: str, revoked: bool) -> Check:
     return Check(f"{what}-not-revoked", not revoked, detail, f"{what}-revoked")
 
 
-def chip_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context: Context) -> Iterator[Check]:
+def chip_checks(policy: Policy, app: CompiledApp, facts: PlatformFacts, now: datetime) -> Iterator[Check]:
     """Check the chip against the app's list: ids, and named sets that have not expired."""
-    allowed, chip = app.document.chips, boot_info.chip_id
+    allowed, chip = app.document.chips, facts.chip_id
     reason = "chip-not-listed"
     if allowed.anything:
         yield Check("chip-listed", True, "the app allows any chip", reason)
         return
-    if boot_info.signer is not Signer.VCEK or chip is None:
+    if facts.signer is not Signer.VCEK or chip is None:
         # A VLEK is a provider's and not a chip's: what its report says of the chip, the provider says.
-        yield Check("chip-listed", False, f"a {boot_info.signer} report proves no chip", reason)
+        yield Check("chip-listed", False, f"a {facts.signer} report proves no chip", reason)
         return
     if chip in allowed.items:
         yield Check("chip-listed", True, f"chip {chip.hex()} is listed", reason)
         return
     sets = [each for each in policy.chip_sets_with(chip) if each.name in app.document.chip_sets]
-    current = [each.name for each in sets if not each.expired(context.now)]
+    current = [each.name for each in sets if not each.expired(now)]
     if sets and not current:
         detail = f"chip {chip.hex()} is only in expired sets: {', '.join(each.name for each in sets)}"
         yield Check("chip-listed", False, detail, "chips-expired")
@@ -53,28 +53,26 @@ def chip_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context: 
     yield Check("chip-listed", bool(current), f"chip {chip.hex()} is {detail}", reason)
 
 
-def tcb_checks(app: CompiledApp, boot_info: BootInfo, context: Context) -> Iterator[Check]:
+def tcb_checks(app: CompiledApp, facts: PlatformFacts, now: datetime) -> Iterator[Check]:
     """Check product, the TCB versions that the document names, firmware, platform bits, mitigations."""
     document = app.tcb
     until = "has no expiry" if document.expires_at is None else f"expires {document.expires_at}"
-    yield Check(
-        "tcb-document-current", not document.expired(context.now), f"{document.name} {until}", "tcb-expired"
-    )
-    minimum = document.minimum(boot_info.product, boot_info.cpuid)
-    model = "unknown model" if boot_info.cpuid is None else f"model {boot_info.cpuid.model:#x}"
+    yield Check("tcb-document-current", not document.expired(now), f"{document.name} {until}", "tcb-expired")
+    minimum = document.minimum(facts.product, facts.cpuid)
+    model = "unknown model" if facts.cpuid is None else f"model {facts.cpuid.model:#x}"
     yield Check(
         "product-listed",
         minimum is not None,
-        f"{boot_info.product}, {model}, in {document.name}",
+        f"{facts.product}, {model}, in {document.name}",
         "product-not-listed",
     )
     if minimum is not None:
         for kind in document.check:
-            yield _tcb_check(kind, _version(boot_info.tcb, kind), minimum)
-    yield _provisional_check(document, boot_info)
-    yield from _platform_checks(document, boot_info)
-    yield _mitigation_check("launch", boot_info.launch_mitigations, document.launch_mitigations)
-    yield _mitigation_check("current", boot_info.current_mitigations, document.current_mitigations)
+            yield _tcb_check(kind, _version(facts.tcb, kind), minimum)
+    yield _provisional_check(document, facts)
+    yield from _platform_checks(document, facts)
+    yield _mitigation_check("launch", facts.launch_mitigations, document.launch_mitigations)
+    yield _mitigation_check("current", facts.current_mitigations, document.current_mitigations)
 
 
 def _version(versions: TcbVersions, kind: TcbKind) -> TcbVersion:
@@ -102,21 +100,21 @@ def _tcb_check(kind: TcbKind, version: TcbVersion, minimum: Levels) -> Check:
     return Check(f"tcb-{kind}", not below, detail, f"tcb-{kind}-too-low")
 
 
-def _provisional_check(document: TcbDocument, boot_info: BootInfo) -> Check:
+def _provisional_check(document: TcbDocument, facts: PlatformFacts) -> Check:
     """Compare committed with current firmware: until it is committed, the host may roll it back."""
-    tcb = boot_info.tcb
-    provisional = tcb.current != tcb.committed or boot_info.current_firmware != boot_info.committed_firmware
+    tcb = facts.tcb
+    provisional = tcb.current != tcb.committed or facts.current_firmware != facts.committed_firmware
     return Check(
         "firmware-not-provisional",
         document.provisional_firmware or not provisional,
-        f"firmware {boot_info.current_firmware}, committed {boot_info.committed_firmware}"
+        f"firmware {facts.current_firmware}, committed {facts.committed_firmware}"
         f"{'; it can be rolled back' if provisional else ''}",
         "provisional-firmware",
     )
 
 
-def _platform_checks(document: TcbDocument, boot_info: BootInfo) -> Iterator[Check]:
-    bits = boot_info.platform_info.bits()
+def _platform_checks(document: TcbDocument, facts: PlatformFacts) -> Iterator[Check]:
+    bits = facts.platform_info.bits()
     missing = [name for name in document.require if not bits[name]]
     yield Check(
         "platform-required",

@@ -30,12 +30,19 @@ def explained(world: World, evidence: dict[str, Any], claim: AppClaim | None) ->
     question = Question(
         report=parsed.report,
         certificates=(*parsed.certificates, load_der(world.chip.hierarchy.ark.certificate)),
+        advisories=world.desk.advisories,
         app_document=parsed.app_document,
         policy=policy,
         claim=claim,
         kms_identity=world.desk.identity.public_key,
     )
-    return explain(question, world.desk.roots, world.now[0], development=True)
+    return explain(
+        question,
+        world.desk.authenticator.roots,
+        world.desk.authenticator.revocation,
+        world.now[0],
+        development=True,
+    )
 
 
 CASES: dict[str, dict[str, Any]] = {

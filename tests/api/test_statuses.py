@@ -409,6 +409,8 @@ class TestUnavailable:
     ) -> None:
         def change(desk: ReleaseDesk) -> ReleaseDesk:
             broken: dict[str, Any] = {member: Broken(error)}
+            if member == "collateral":
+                return replace(desk, authenticator=replace(desk.authenticator, **broken))
             return replace(desk, **broken)
 
         async with open_world(tmp_path, simulated_hierarchies[Product.MILAN], change_desk=change) as world:

@@ -21,17 +21,6 @@ Settings = dict[str, str]
 # The protocol asks for these, and this version does not have them. Strict: a feature that comes to work makes
 # its tests fail here until its lines are removed.
 NOT_YET = {
-    "no KDS client": (
-        "test_release.py::test_certificates_come_in_many_forms[leaf-alone]",
-        "test_release.py::test_without_certificates_the_server_asks_the_kds[",
-        "test_release.py::test_the_kds_is_asked_once_for_a_chip",
-        "test_release.py::test_a_stale_host_table_is_set_aside",
-        "test_refused_chains.py::test_a_chain_under_another_ark_with_the_same_names",
-    ),
-    "no revocation lists": (
-        "test_refused_chains.py::test_a_revoked_ask",
-        "test_refused_chains.py::test_a_required_list_that_nobody_has",
-    ),
     "no operators": (
         "test_bad_input.py::test_another_method[GET-/v1/verifications]",
         "test_bad_input.py::test_another_method[PUT-/v1/verifications]",

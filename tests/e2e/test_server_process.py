@@ -226,8 +226,8 @@ class TestStart:
         assert not (tmp_path / "data").exists()
 
     def test_a_setting_without_effect_is_said(self, settings: dict[str, str], tmp_path: Path) -> None:
-        with Server(tmp_path / "data", {**settings, "KMS_KDS_URLS": "https://kds.invalid"}) as server:
-            assert "KMS_KDS_URLS has no effect" in server.log_text()
+        with Server(tmp_path / "data", {**settings, "KMS_METRICS_LISTEN": "127.0.0.1:1"}) as server:
+            assert "KMS_METRICS_LISTEN has no effect" in server.log_text()
 
     def test_the_cas_certificate_can_be_handed_out(self, server: Server) -> None:
         assert server.ca.stat().st_mode & 0o777 == 0o644

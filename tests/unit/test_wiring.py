@@ -188,7 +188,6 @@ class TestStart:
             {"KMS_WORKERS": "2"},
             {"KMS_ROOT_KEY": "pkcs11:token"},
             {"KMS_DATABASE_URL": "sqlite+aiosqlite://"},
-            {"KMS_CRL": "require"},
             {"KMS_DEVELOPMENT_ROOTS": "nothing.pem"},
         ],
         ids="-".join,
