@@ -60,6 +60,11 @@ COMMANDS = {
         "check and apply policies",
         "kms policy lint policies/",
     ),
+    "collateral": Command(
+        "kms.cli.collateral",
+        "keep AMD's certificates: fetch, import, export, verify, mirror",
+        "kms collateral fetch --report report.bin",
+    ),
     "guest": Command(
         "kms.cli.guest",
         "the guest's side: prove what this machine is and fetch its keys",

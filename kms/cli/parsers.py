@@ -57,6 +57,18 @@ class Group:
         command.add_argument("--json", action="store_true", help="one JSON document on standard output")
         return command
 
+    def adopt(self, name: str, command: Parser, *, summary: str) -> None:
+        """Add a command whose module has a parser, and a ``main``, of its own."""
+        self._commands.add_parser(
+            name,
+            help=summary,
+            parents=[command],
+            add_help=False,  # it has its own
+            description=command.description,
+            epilog=command.epilog,
+            formatter_class=command.formatter_class,
+        )
+
 
 def run_group(parser: Parser, argv: list[str]) -> int:
     """Parse, and run the command that was named."""

@@ -144,7 +144,7 @@ def test_logs_do_not_spoil_json(
     done = kms(*guest.verify())
     assert done.returncode == 1
     assert json.loads(done.stdout)["verified"] is False
-    assert "certificate-file-unreadable" in done.stderr
+    assert "collateral-file-not-taken" in done.stderr
     assert str(unreadable_collateral) in done.stderr
 
 

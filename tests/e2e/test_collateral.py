@@ -1,0 +1,357 @@
+"""``kms collateral`` over real HTTP: a key distribution service that is asked, a mirror that answers."""
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from kms.cli import run
+from kms.http.tls import LocalTls
+from kms.simulator.chip import SimulatedChip, simulated_chip_id
+from kms.simulator.hierarchy import AmdHierarchy
+from kms.simulator.kds import SimulatedKds
+from kms.simulator.kds_faults import Faults, RetryAfter
+from kms.snp import tcb
+from kms.snp.endorsement import load_pem
+from kms.snp.flags import Signer
+from kms.snp.kds_paths import Line, VcekOf
+from kms.snp.product import Product
+from tests.unit.kds.stock import DAY, Amd, write
+
+pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
+
+Captured = pytest.CaptureFixture[str]
+MILAN = Line(Signer.VCEK, Product.MILAN)
+
+
+@pytest.fixture(scope="module")
+def amd() -> Amd:
+    now = datetime.now(UTC)
+    return Amd(AmdHierarchy.generate(Product.MILAN, now=now - 30 * DAY, rsa_bits=2048), now)
+
+
+@pytest.fixture(scope="module")
+def chips(amd: Amd) -> list[SimulatedChip]:
+    return [
+        SimulatedChip.typical(
+            amd.hierarchy, chip_id=simulated_chip_id(Product.MILAN, b"%d" % number), now=amd.now - DAY
+        )
+        for number in range(3)
+    ]
+
+
+@pytest.fixture
+def kds(amd: Amd, chips: list[SimulatedChip]) -> Iterator[SimulatedKds]:
+    with SimulatedKds([amd.hierarchy], chips) as kds:
+        yield kds
+
+
+@dataclass
+class Site:
+    """A machine with a database of its own, in `folder`."""
+
+    folder: Path
+    environment: dict[str, str]
+    capsys: Captured
+
+    def run(self, *argv: str) -> tuple[int, dict[str, Any]]:
+        status = run(["collateral", *argv, "--json"])
+        document: dict[str, Any] = json.loads(self.capsys.readouterr().out)
+        return status, document
+
+    def fetch(self, *argv: str) -> tuple[int, dict[str, str]]:
+        """Fetch; give the status, and each path's outcome."""
+        status, document = self.run("fetch", "--deadline", "20", *argv)
+        return status, {each["path"]: each["outcome"] for each in document["results"]}
+
+
+@pytest.fixture
+def site(
+    kds: SimulatedKds, amd: Amd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> Site:
+    (tmp_path / "roots.pem").write_bytes(amd.hierarchy.ark.pem)
+    environment = {
+        "KMS_DATA_DIR": str(tmp_path / "data"),
+        "KMS_DEVELOPMENT_ROOTS": str(tmp_path / "roots.pem"),
+        "KMS_KDS_URLS": kds.url,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Site(tmp_path, environment, capsys)
+
+
+def path_of(chip: SimulatedChip) -> str:
+    return VcekOf(chip.hierarchy.product, chip.chip_id, chip.reported_tcb).path
+
+
+def levels(chip: SimulatedChip) -> str:
+    return ",".join(f"{name}={level}" for name, level in chip.reported_tcb.components().items())
+
+
+def report(chip: SimulatedChip) -> bytes:
+    return chip.launch(bytes(48)).report(bytes(64))
+
+
+class TestFetch:
+    def test_a_fleet_from_its_reports(
+        self, site: Site, kds: SimulatedKds, chips: list[SimulatedChip]
+    ) -> None:
+        """Chain and list once, each certificate once, and nothing twice; then the service may be gone."""
+        files = {f"{number}.bin": report(chip) for number, chip in enumerate(chips)}
+        folder = write(site.folder / "reports", files)
+        argv = [word for name in files for word in ("--report", str(folder / name))]
+        wanted = [f"{MILAN.folder}/cert_chain", f"{MILAN.folder}/crl", *map(path_of, chips)]
+        assert site.fetch(*argv) == (0, dict.fromkeys(wanted, "stored"))
+        assert [kds.served(path) for path in wanted] == [1] * 5
+        kds.faults = Faults(down=True)
+        assert site.fetch(*argv) == (0, dict.fromkeys(wanted, "stored"))
+        counts = {each["role"]: each["count"] for each in site.run("status")[1]["certificates"]}
+        assert counts == {"ark": 1, "authority": 1, "leaf": 3}
+        status, found = site.run("verify")
+        assert (status, len(found["stored"])) == (0, 6)
+
+    @pytest.mark.parametrize("form", ["levels", "hex", "url"])
+    def test_one_chip(self, site: Site, chips: list[SimulatedChip], form: str) -> None:
+        chip = chips[0]
+        raw = tcb.encode(chip.reported_tcb, Product.MILAN).hex()
+        argv = ["--chip", chip.chip_id.hex(), "--product", "milan", "--tcb"]
+        forms = {
+            "levels": [*argv, levels(chip)],
+            "hex": [*argv, raw],
+            "url": ["--url", f"https://kdsintf.amd.com{path_of(chip)}"],
+        }
+        status, found = site.fetch(*forms[form])
+        assert (status, found[path_of(chip)]) == (0, "stored")
+
+    def test_a_line_alone(self, site: Site) -> None:
+        status, found = site.fetch("--line", "vlek/milan", "--line", "vcek/milan")
+        assert status == 0
+        assert found == {
+            f"/{kind}/v1/Milan/{what}": "stored"
+            for kind in ("vlek", "vcek")
+            for what in ("cert_chain", "crl")
+        }
+
+    def test_without_lists(
+        self, site: Site, chips: list[SimulatedChip], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """KMS_CRL=off: nobody asks for one, unless it is named."""
+        monkeypatch.setenv("KMS_CRL", "off")
+        folder = write(site.folder / "reports", {"0": report(chips[0])})
+        assert set(site.fetch("--report", str(folder / "0"))[1]) == {
+            f"{MILAN.folder}/cert_chain",
+            path_of(chips[0]),
+        }
+        assert site.fetch("--line", "vcek/milan")[1][f"{MILAN.folder}/crl"] == "stored"
+
+    def test_what_does_not_exist(self, site: Site, chips: list[SimulatedChip]) -> None:
+        """The service's 404: status 1, and the others are stored."""
+        invented = "5a" * 64
+        folder = write(site.folder / "reports", {"0": report(chips[0])})
+        status, found = site.fetch(
+            "--chip", invented, "--product", "milan", "--tcb", levels(chips[0]), "--report", str(folder / "0")
+        )
+        assert status == 1
+        assert [outcome for path, outcome in found.items() if invented in path] == ["unknown"]
+        assert found[path_of(chips[0])] == "stored"
+
+    def test_a_service_that_throttles_as_amds_does(
+        self, site: Site, kds: SimulatedKds, chips: list[SimulatedChip]
+    ) -> None:
+        """One certificate in two seconds, else 429: the command waits its turn."""
+        kds.faults = Faults(interval=2.0, retry_after=RetryAfter.SECONDS)
+        folder = write(site.folder / "reports", {str(n): report(chip) for n, chip in enumerate(chips)})
+        argv = [word for path in sorted(folder.iterdir()) for word in ("--report", str(path))]
+        status, found = site.fetch(*argv)
+        assert (status, set(found.values())) == (0, {"stored"})
+
+    @pytest.mark.parametrize(
+        "faults",
+        [Faults(down=True), Faults(garbage=True), Faults(failing=1.0)],
+        ids=["down", "garbage", "5xx"],
+    )
+    def test_a_service_that_is_of_no_use(self, site: Site, kds: SimulatedKds, faults: Faults) -> None:
+        kds.faults = faults
+        status, found = site.run("fetch", "--line", "vcek/milan", "--deadline", "2")
+        assert status == 2
+        assert {each["outcome"] for each in found["results"]} == {"unavailable"}
+        assert site.run("status")[1]["certificates"] == []
+
+    def test_nobody_to_ask(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KMS_KDS_URLS", "none")
+        begun = time.monotonic()
+        status, found = site.run("fetch", "--line", "vcek/milan")
+        assert (status, {each["outcome"] for each in found["results"]}) == (2, {"unavailable"})
+        assert time.monotonic() - begun < 10
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"csp_id": "cloud.example"}, "signed by a VLEK"),
+            ({"mask_chip_id": True}, "CHIP_ID is masked"),
+            ({"report_version": 2}, "--product is needed"),
+        ],
+        ids=["VLEK", "masked", "version 2"],
+    )
+    def test_reports_that_do_not_say_enough(
+        self, site: Site, chips: list[SimulatedChip], change: dict[str, Any], words: str
+    ) -> None:
+        chip = replace(chips[0], **change)
+        folder = write(site.folder / "reports", {"0": report(chip), "short": report(chip)[:-1]})
+        status, found = site.run("fetch", "--report", str(folder / "0"))
+        assert status == 2
+        assert words in found["error"]["detail"]
+        status, found = site.run("fetch", "--report", str(folder / "short"))
+        assert (status, found["error"]["code"]) == (2, "unreadable")
+        if "report_version" in change:
+            assert site.fetch("--report", str(folder / "0"), "--product", "milan")[0] == 0
+
+
+@dataclass
+class Mirror:
+    process: "subprocess.Popen[str]"
+    url: str
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def get(self, path: str, verify: ssl.SSLContext | bool = True, method: str = "GET") -> httpx2.Response:
+        return httpx2.request(method, self.url + path, verify=verify, trust_env=False, timeout=10)
+
+    def end(self, how: signal.Signals) -> tuple[int, str]:
+        """Stop it; give the exit status, and standard error."""
+        self.process.send_signal(how)
+        _, errors = self.process.communicate(timeout=20)
+        return self.process.returncode, errors
+
+
+Start = Callable[..., Mirror]
+
+
+@pytest.fixture
+def start(site: Site) -> Iterator[Start]:
+    """Start mirrors, each a process."""
+    started: list[subprocess.Popen[str]] = []
+
+    def one(*argv: str) -> Mirror:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("KMS_")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kms", "collateral", "mirror", "--listen", "127.0.0.1:0", *argv],
+            env={**inherited, **site.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        url = said.strip().rpartition(" ")[2]
+        assert url.startswith("http"), (said, process.stderr and process.stderr.read())
+        return Mirror(process, url)
+
+    yield one
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+class TestMirror:
+    def test_another_server_uses_it(
+        self, site: Site, chips: list[SimulatedChip], amd: Amd, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An installation whose key distribution service is the mirror of another one."""
+        folder = write(site.folder / "reports", {"0": report(chips[0])})
+        argv = ["--report", str(folder / "0")]
+        site.fetch(*argv)
+        mirror = start()
+        monkeypatch.setenv("KMS_DATA_DIR", str(site.folder / "other"))
+        monkeypatch.setenv("KMS_KDS_URLS", mirror.url)
+        status, found = site.fetch(*argv)
+        assert (status, set(found.values())) == (0, {"stored"})
+        status, found = site.fetch(
+            *argv, "--chip", "5a" * 64, "--product", "milan", "--tcb", levels(chips[0])
+        )
+        assert status == 1
+        assert site.run("verify")[0] == 0
+
+    def test_it_serves_what_comes_later(self, site: Site, amd: Amd, start: Start) -> None:
+        """It reads the store at every request, and asks nobody itself."""
+        mirror = start()
+        assert mirror.get("/vcek/v1/Milan/cert_chain").status_code == 404
+        site.fetch("--line", "vcek/milan")
+        answer = mirror.get("/vcek/v1/Milan/cert_chain")
+        assert [each.der for each in load_pem(answer.content)] == [
+            amd.hierarchy.ask.certificate,
+            amd.hierarchy.ark.certificate,
+        ]
+        head = mirror.get("/vcek/v1/Milan/cert_chain", method="HEAD")
+        assert (head.content, head.headers["content-length"]) == (b"", str(len(answer.content)))
+        assert "server" not in answer.headers
+
+    def test_tls(self, site: Site, start: Start) -> None:
+        site.fetch("--line", "vcek/milan")
+        tls = LocalTls(site.folder / "tls")
+        tls.ensure({"127.0.0.1"}, datetime.now(UTC))
+        mirror = start("--tls-cert", str(tls.certificate), "--tls-key", str(tls.key))
+        assert mirror.url.startswith("https://")
+        context = ssl.create_default_context(cafile=str(tls.ca))
+        assert mirror.get("/vcek/v1/Milan/crl", verify=context).status_code == 200
+
+    @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+    def test_it_ends_when_it_is_told(self, start: Start, how: signal.Signals) -> None:
+        """At once, with status 0, an idle connection or not."""
+        mirror = start()
+        with closing(socket.create_connection(("127.0.0.1", mirror.port))):
+            mirror.get("/")
+            begun = time.monotonic()
+            assert mirror.end(how) == (0, "")
+        assert time.monotonic() - begun < 10
+
+    def test_a_request_without_an_end(self, start: Start) -> None:
+        mirror = start()
+        with closing(socket.create_connection(("127.0.0.1", mirror.port), timeout=10)) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 20_000)
+            answer = b""
+            while chunk := connection.recv(65536):
+                answer += chunk
+        assert answer.startswith(b"HTTP/1.1 400")
+        with closing(socket.create_connection(("127.0.0.1", mirror.port), timeout=10)) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 413")
+        assert mirror.get("/").status_code == 404
+
+    def test_an_address_that_is_taken(self, site: Site, start: Start) -> None:
+        status, found = site.run("mirror", "--listen", f"127.0.0.1:{start().port}")
+        assert (status, found["error"]["code"]) == (2, "configuration")
+        assert "Address already in use" in found["error"]["detail"]
+
+    def test_for_programs(self, site: Site) -> None:
+        """One JSON document as soon as it listens."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("KMS_")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kms", "collateral", "mirror", "--listen", "127.0.0.1:0", "--json"],
+            env={**inherited, **site.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.terminate()
+        rest, _ = process.communicate(timeout=20)
+        assert (process.returncode, rest) == (0, "")
+        assert httpx2.URL(json.loads("".join(lines))["url"]).host == "127.0.0.1"
