@@ -13,13 +13,15 @@ from kms.errors import ConfigurationError
 
 
 def main(argv: list[str]) -> int:
-    """Run the demo. Exit status 1: a key did not arrive, or an attack was not refused as it must be."""
+    """Run the demo. Exit status 1: a key did not arrive, or something was not refused as it must be."""
     arguments = parser().parse_args(argv)
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with _folder(arguments.keep) as folder:
-            from kms.cli.demo_story import tell
-
+            if arguments.kds_down:
+                from kms.cli.demo_outage import tell_outage as tell
+            else:
+                from kms.cli.demo_story import tell
             return tell(folder, as_json=arguments.json, kept=arguments.keep is not None)
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -32,6 +34,11 @@ def parser() -> Parser:
         description="Start a server, launch a simulated SEV-SNP guest, release its keys to it, and attack."
         " Nothing is left behind.",
         epilog="example: kms demo --keep /tmp/kms-demo",
+    )
+    command.add_argument(
+        "--kds-down",
+        action="store_true",
+        help="another story: AMD's key distribution service (simulated) goes away and comes back",
     )
     command.add_argument("--json", action="store_true", help="one JSON document on standard output")
     command.add_argument("--keep", metavar="DIR", type=Path, help="work in this new folder, and leave it")

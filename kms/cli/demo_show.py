@@ -52,6 +52,11 @@ class Show:
         """Show a value."""
         self._console.print(f"    [dim]{escape(f'{name:<18}')}[/dim] {escape(value)}")
 
+    def text(self, printed: str) -> None:
+        """Show what a command printed."""
+        for line in printed.splitlines():
+            self._console.print(f"    [dim]│[/dim] {escape(line)}")
+
     def key(self, name: str, algorithm: str, epoch: int, fingerprint: str) -> None:
         """Show that a key arrived; never the key."""
         self._console.print(

@@ -51,8 +51,8 @@ def tell(folder: Path, *, as_json: bool, kept: bool) -> int:
         pool = stack.enter_context(ThreadPoolExecutor(1))
         show.chapter("The operator")
         with show.step("a key hierarchy in the form of AMD's, for the simulated chip (RSA-4096)"):
-            hierarchy = _hierarchy()
-        rogue = pool.submit(_hierarchy)  # the attackers' own, meanwhile
+            hierarchy = make_hierarchy()
+        rogue = pool.submit(make_hierarchy)  # the attackers' own, meanwhile
         roots = folder / "development-roots.pem"
         roots.write_bytes(hierarchy.ark.pem)
         with show.step("kms image describe: a firmware, kernel, initrd and command line built here"):
@@ -62,7 +62,11 @@ def tell(folder: Path, *, as_json: bool, kept: bool) -> int:
         with show.step("kms serve: HTTPS, embedded database, a new root key, the policy applied"):
             server = stack.enter_context(
                 run_server(
-                    folder, policies=policies, development_roots=roots, challenge_seconds=_CHALLENGE_SECONDS
+                    folder,
+                    policies=policies,
+                    development_roots=roots,
+                    challenge_seconds=_CHALLENGE_SECONDS,
+                    kds_url=None,
                 )
             )
         show.fact("server", f"{server.url}, process {server.process_id}")
@@ -97,7 +101,8 @@ def tell(folder: Path, *, as_json: bool, kept: bool) -> int:
     return OK
 
 
-def _hierarchy() -> AmdHierarchy:
+def make_hierarchy() -> AmdHierarchy:
+    """Make the demo's own ARK and ASK, as large as AMD's."""
     return AmdHierarchy.generate(Product.MILAN, now=datetime.now(UTC))
 
 

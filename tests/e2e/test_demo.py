@@ -9,17 +9,24 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
+import httpx2
 import pytest
 
-from kms.cli import demo_story
+from kms.cli import demo_outage, demo_server, demo_story
 from kms.cli.demo_attacker import Attacker
 from kms.cli.demo_attacks import Attack
+from kms.cli.demo_outage_scene import Outcome, prepare_open_policy
+from kms.cli.demo_outage_steps import Step, Steps
 from kms.cli.demo_scene import ImageFiles, SceneBroken, prepare_policy
 from kms.cli.demo_show import Show
+from kms.guest.errors import Problem
 from kms.guest.transport import Answer
 from kms.packaged import packaged_folder
+from kms.simulator.hierarchy import AmdHierarchy
+from kms.simulator.kds import SimulatedKds
+from kms.snp.product import Product
 
 # One worker runs them all, so that there is one demo (--dist loadgroup).
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
@@ -72,9 +79,17 @@ def environment(folder: Path) -> Mapping[str, str]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("demo")
+    return run_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def outage(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_demo(tmp_path_factory.mktemp("outage"), "--kds-down")
+
+
+def run_demo(folder: Path, *options: str) -> Run:
     done = subprocess.run(
-        [sys.executable, "-m", "kms", "demo", "--json"],
+        [sys.executable, "-m", "kms", "demo", *options, "--json"],
         env=environment(folder),
         capture_output=True,
         text=True,
@@ -141,6 +156,47 @@ def test_an_interrupt_stops_the_server_and_leaves_nothing(tmp_path: Path) -> Non
     _assert_gone(_server_process(seen))
 
 
+class TestKdsDown:
+    """AMD's service goes away: who was seen before boots, who was not is told when to come again."""
+
+    def test_succeeds(self, outage: Run) -> None:
+        assert outage.status == 0, outage.err
+        assert outage.document.keys() == {"released", "steps"}
+        assert outage.document["released"] is True
+        assert all(step.keys() == {"step", "status", "code", "kds_requests"} for step in self.steps(outage))
+
+    def test_every_step_ends_as_it_must(self, outage: Run) -> None:
+        assert [(step["step"], step["status"], step["code"]) for step in self.steps(outage)] == [
+            ("first boot of a chip", 200, None),
+            ("same chip, KDS down", 200, None),
+            ("new chip, KDS down", 503, "collateral-unavailable"),
+            ("new chip, KDS throttles", 200, None),
+            ("invented chip", 403, "evidence-untrusted"),
+            ("unknown measurement", 403, "measurement-unknown"),
+        ]
+
+    def test_the_kds_is_asked_only_for_what_is_missing_and_could_be_accepted(self, outage: Run) -> None:
+        asked = [step["kds_requests"] for step in self.steps(outage)]
+        assert [number > 0 for number in asked] == [True, False, True, True, True, False]
+
+    def test_what_is_simulated_is_said_loudly(self, outage: Run) -> None:
+        assert "DEVELOPMENT MODE" in outage.err
+        assert "KDS (SIMULATED)" in outage.err
+
+    def test_no_key_is_shown_and_nothing_stays(self, outage: Run) -> None:
+        assert not _LONG.search(outage.out)
+        assert list(outage.folder.iterdir()) == []
+        _assert_gone(_server_process(outage.err))
+
+    def test_it_says_what_an_operator_would_look_at(self, outage: Run) -> None:
+        assert "kms collateral status" in outage.err
+
+    @staticmethod
+    def steps(outage: Run) -> list[dict[str, Any]]:
+        steps: list[dict[str, Any]] = outage.document["steps"]
+        return steps
+
+
 class TestTheDemoItself:
     """A demo that could not fail would show nothing."""
 
@@ -170,6 +226,80 @@ class TestTheDemoItself:
         assert outcome.as_it_must is right
         assert ("✗" in capsys.readouterr().out) is not right
 
+    @pytest.mark.enable_socket
+    @pytest.mark.parametrize(
+        ("problem", "asks", "right"),
+        [
+            (Problem(status=403, code="policy-denied"), 0, True),
+            (Problem(status=403, code="policy-denied"), 1, False),
+            (Problem(status=403, code="evidence-untrusted"), 0, False),
+            (Problem(status=503, code="policy-denied"), 0, False),
+            (None, 0, False),
+        ],
+    )
+    def test_a_step_that_does_not_end_as_it_must_is_loud(
+        self,
+        simulated_hierarchies: Mapping[Product, AmdHierarchy],
+        capsys: pytest.CaptureFixture[str],
+        problem: Problem | None,
+        asks: int,
+        right: bool,
+    ) -> None:
+        with SimulatedKds(simulated_hierarchies.values()) as kds:
+
+            def ask() -> Outcome:
+                for _ in range(asks):
+                    httpx2.get(f"{kds.url}/vcek/v1/Milan/crl", trust_env=False)
+                return Outcome(problem=problem)
+
+            steps = Steps(Show(programs=False), kds)
+            steps.step(
+                "a forger",
+                "no keys",
+                ask,
+                status=403,
+                code="policy-denied",
+                conditions=lambda _outcome, asked: {"no request to the KDS": not asked},
+            )
+        (step,) = steps.all
+        assert (not step.wrong) is right
+        assert len(step.asked) == asks
+        assert ("✗" in capsys.readouterr().out) is not right
+
+    @pytest.mark.parametrize("wrong", [(), ("keys",)])
+    def test_a_wrong_step_ends_the_demo_with_another_status(
+        self,
+        simulated_hierarchies: Mapping[Product, AmdHierarchy],
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        wrong: tuple[str, ...],
+    ) -> None:
+        show = Show(programs=True)
+        steps = Steps(show, SimulatedKds(simulated_hierarchies.values()))
+        steps.all.append(Step(name="a", outcome=Outcome(), asked=(), wrong=wrong))
+        status = demo_outage.end(show, steps, tmp_path, as_json=True, kept=False)
+        assert status == bool(wrong)
+        assert json.loads(capsys.readouterr().out) == {
+            "released": not wrong,
+            "steps": [{"step": "a", "status": None, "code": None, "kds_requests": 0}],
+        }
+
+    def test_no_demo_asks_amds_service(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[Mapping[str, str]] = []
+
+        def process(settings: Mapping[str, str], _output: object) -> NoReturn:
+            seen.append(settings)
+            raise SceneBroken("enough")
+
+        monkeypatch.setattr(demo_server, "_process", process)
+        for url in (None, "http://127.0.0.1:1"):
+            server = demo_server.run_server(
+                tmp_path, policies=tmp_path, development_roots=tmp_path, challenge_seconds=1, kds_url=url
+            )
+            with pytest.raises(SceneBroken), server:
+                pass
+        assert [settings["KMS_KDS_URLS"] for settings in seen] == ["none", "http://127.0.0.1:1"]
+
     def test_the_committed_image_document_is_checked(self, tmp_path: Path) -> None:
         files = ImageFiles.build()
         (tmp_path / "good").mkdir()
@@ -178,6 +308,15 @@ class TestTheDemoItself:
         (tmp_path / "bad").mkdir()
         with pytest.raises(SceneBroken):
             prepare_policy(replace(files, kernel=b"another"), tmp_path / "bad")
+
+    def test_the_policy_of_the_outage_is_the_demos_for_any_chip(self, tmp_path: Path) -> None:
+        policies = prepare_open_policy(ImageFiles.build(), tmp_path)
+        committed = (packaged_folder("policies") / "demo" / "app.yaml").read_text()
+        opened = (policies / "app.yaml").read_text()
+        changed = [
+            pair for pair in zip(committed.splitlines(), opened.splitlines(), strict=True) if len({*pair}) > 1
+        ]
+        assert changed == [("chips: [demo-rack]", "chips: any")]
 
     def test_the_example_policies_are_without_findings(self) -> None:
         linted = subprocess.run(
