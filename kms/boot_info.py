@@ -4,13 +4,14 @@ It is flat and free of the types that made it, so that a recorded one can be jud
 candidate policy. Every value comes from a verified report, a recomputed measurement or a bound document.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kms.evidence.app_document import AppIdentity
 from kms.evidence.launch import LaunchFacts
 from kms.evidence.sev_snp import TEE
 from kms.identifiers import AppId, ChipId, ComposeHash, InstanceId, KeyDigest, Measurement, OsImageHash
 from kms.measurement.images import Binding
+from kms.snp.advisories import Advisories, TcbStatus, assess
 from kms.snp.flags import GuestPolicy, PlatformInfo, Signer
 from kms.snp.product import Cpuid, Product
 from kms.snp.report import FirmwareVersion
@@ -48,7 +49,7 @@ class BootInfo:
     tcb: TcbVersions
     current_firmware: FirmwareVersion
     committed_firmware: FirmwareVersion
-    tcb_status: str | None
+    tcb_status: TcbStatus | None
     advisories: tuple[str, ...] | None
     guest_policy: GuestPolicy
     platform_info: PlatformInfo
@@ -100,7 +101,7 @@ class BootInfo:
                 "current": _firmware(self.current_firmware),
                 "committed": _firmware(self.committed_firmware),
             },
-            "tcb_status": self.tcb_status,
+            "tcb_status": None if self.tcb_status is None else self.tcb_status.value,
             "advisories": None if self.advisories is None else list(self.advisories),
             "guest_policy": {
                 "raw": hex(self.guest_policy.raw),
@@ -125,11 +126,11 @@ class BootInfo:
 
 
 def build_boot_info(
-    verified: VerifiedReport, launch: LaunchFacts | None, app: AppIdentity | None
+    verified: VerifiedReport, launch: LaunchFacts | None, app: AppIdentity | None, advisories: Advisories
 ) -> BootInfo:
     """Put together what was proven: by the chip, by recomputation, by the bound document or command line."""
     report = verified.report
-    return BootInfo(
+    proven = BootInfo(
         tee=TEE,
         product=verified.product,
         cpuid=report.cpuid,
@@ -150,7 +151,6 @@ def build_boot_info(
         tcb=verified.tcb,
         current_firmware=report.current_firmware,
         committed_firmware=report.committed_firmware,
-        # Advisories are assessed by a data file that is not built yet: not assessed is not "none".
         tcb_status=None,
         advisories=None,
         guest_policy=report.policy,
@@ -166,6 +166,9 @@ def build_boot_info(
         host_data=report.host_data,
         report_id=report.report_id,
     )
+    # Of what BootInfo itself holds, so that a recorded one can be assessed again by newer data.
+    assessment = assess(advisories, proven)
+    return replace(proven, tcb_status=assessment.tcb_status, advisories=assessment.advisories)
 
 
 def _hex(value: bytes | None) -> str | None:

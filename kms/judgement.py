@@ -12,17 +12,22 @@ from kms.evidence.app_document import AppIdentity, bind_document
 from kms.evidence.launch import Launch, NamedApp, choose_identity
 from kms.policy.compiled import Policy
 from kms.policy.decision import AppClaim, Context
+from kms.snp.advisories import Advisories
 from kms.snp.report import Report
 from kms.snp.verify import VerifiedReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circumstances:
-    """What a judgement depends on beside evidence and policy: clock, mode, and this KMS's public key."""
+    """What a judgement depends on beside evidence and policy: clock, mode, and this KMS's public key.
+
+    `advisories` are AMD's bulletins as this KMS knows them.
+    """
 
     now: datetime
     development: bool
     kms_identity: bytes
+    advisories: Advisories
 
 
 def name_app(claim: AppClaim | None, document: AppIdentity | None) -> NamedApp | None:
@@ -83,4 +88,5 @@ def context_of(circumstances: Circumstances, launch: Launch, document: AppIdenti
         document_kms_identity=None if document is None else document.kms_identity,
         document_app=None if document is None else (document.app_id, document.compose_hash),
         enforces=launch.enforces,
+        advisories=circumstances.advisories,
     )

@@ -37,12 +37,18 @@ def _add_lint(group: Group) -> None:
 
 
 def _lint(arguments: argparse.Namespace) -> int:
+    from kms.packaged import load_advisories
     from kms.policy.lint import lint
     from kms.policy.revision import Revision
     from kms.policy_folder.reading import read_folder
 
     files = read_folder(arguments.folder)
-    result = lint(files, development=arguments.development, now=datetime.now(UTC))
+    result = lint(
+        files,
+        development=arguments.development,
+        now=datetime.now(UTC),
+        advisories=load_advisories(),
+    )
     count = Counter(finding.severity for finding in result.findings)
     revision = None if count[Severity.ERROR] else Revision.from_lint(result).digest
     if arguments.json:

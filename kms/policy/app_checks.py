@@ -11,6 +11,7 @@ from kms.measurement.snp import MAX_VCPUS
 from kms.measurement.vcpu_types import VCPU_TYPES
 from kms.policy.compiled import CompiledApp, Policy
 from kms.policy.documents import ImageDocument
+from kms.policy.forbidden_advisories import advisory_checks
 from kms.policy.question import AppClaim, Ask, Context
 
 # What an image allowed by hash alone may be launched on, and enforces (the protocol, section 4).
@@ -65,7 +66,7 @@ def _disagreements(claim: AppClaim | None, boot_info: BootInfo) -> list[str]:
 
 
 def app_checks(app: CompiledApp, boot_info: BootInfo, context: Context) -> Iterator[Check]:
-    """Check the app document's date, what runs, how it is bound, and known advisories."""
+    """Check the app document's date, what runs, how it is bound, and forbidden advisories."""
     document = app.document
     yield Check("app-current", not document.expired(context.now), _until(document.expires_at), "app-expired")
     compose = boot_info.compose_hash
@@ -83,14 +84,7 @@ def app_checks(app: CompiledApp, boot_info: BootInfo, context: Context) -> Itera
         f"bound by {binding or 'nothing'}; the app allows {allowed}",
         "binding-not-allowed",
     )
-    forbidden = document.forbid_advisories
-    if not forbidden:
-        yield Check("advisories", True, "the app forbids none", "advisory-forbidden")
-    elif boot_info.advisories is None:
-        yield Check("advisories", False, "not assessed for this report", "advisories-not-assessed")
-    else:
-        found = sorted(forbidden.intersection(boot_info.advisories))
-        yield Check("advisories", not found, f"open: {', '.join(found) or 'none'}", "advisory-forbidden")
+    yield from advisory_checks(document.forbid_advisories, boot_info, context.advisories)
 
 
 def launch_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context: Context) -> Iterator[Check]:

@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 from kms.policy.app_reader import read_app
 from kms.policy.documents import AnyDocument
 from kms.policy.findings import Finding, Notes, PolicyInvalid, Severity, in_order
+from kms.policy.forbidden_advisories import warn_of_advisories
 from kms.policy.guest_reader import read_guest
 from kms.policy.nodes import Members, Scalar, Source, from_json
 from kms.policy.reader import Reader, Unread, closest
@@ -19,6 +20,7 @@ from kms.policy.references import Read, check_references
 from kms.policy.set_readers import read_chips, read_image, read_revoked
 from kms.policy.tcb_reader import read_tcb
 from kms.policy.yaml_documents import parse_documents
+from kms.snp.advisories import Advisories
 from kms.strict_json import JsonValue
 
 __all__ = ["Finding", "LintResult", "PolicyInvalid", "Severity", "lint", "lint_values"]
@@ -45,10 +47,17 @@ class LintResult:
     sources: tuple[Source, ...] = field(repr=False)
 
 
-def lint(files: Mapping[str, bytes], *, development: bool, now: datetime | None = None) -> LintResult:
+def lint(
+    files: Mapping[str, bytes],
+    *,
+    development: bool,
+    now: datetime | None = None,
+    advisories: Advisories | None = None,
+) -> LintResult:
     """Lint a policy folder: file names to contents. Never raises for what is in the files.
 
     `development` is the server's mode, `now` its clock for warnings of documents past their date.
+    `advisories` are for warnings of forbidden bulletins that no report can show.
     """
     sources, findings = parse_documents(files)
     if not sources and not findings:
@@ -56,6 +65,8 @@ def lint(files: Mapping[str, bytes], *, development: bool, now: datetime | None 
         findings = (Finding(".", 1, 1, Severity.ERROR, "no documents at all: is this the right folder?"),)
     read, found = _read(sources, findings, development=development)
     found += check_references(read, now=now)
+    if advisories is not None:
+        found += warn_of_advisories(read, advisories)
     return LintResult(findings=in_order(found), documents=_documents(read), sources=sources)
 
 

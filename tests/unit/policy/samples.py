@@ -16,6 +16,8 @@ from kms.measurement.images import Binding
 from kms.policy.compiled import Policy
 from kms.policy.decision import Ask, Context, Decision, decide
 from kms.policy.revision import Revision
+from kms.snp.advisories import TcbStatus
+from kms.snp.advisory_file import parse_advisories
 from kms.snp.flags import GuestPolicy, PlatformInfo, Signer
 from kms.snp.product import Cpuid, Product
 from kms.snp.report import FirmwareVersion
@@ -33,6 +35,41 @@ HASH_ALONE = OsImageHash(bytes.fromhex("ee00" * 16))  # listed by the app, docum
 IDENTITY = b"\x01" * 32
 SMT_AND_RESERVED_ONE = 1 << 16 | 1 << 17
 ALIAS_CHECK_COMPLETE = 1 << 5
+
+# Not AMD's figures: one bulletin of each standing for the guest below, whatever else a test changes of it.
+ADVISORIES = parse_advisories(
+    """
+    [[advisory]]
+    id = "AMD-SB-3015"
+    title = "fixed"
+    url = "https://example.com/3015"
+    genoa = {figure = [{firmware = "1.0.0", source = "this test"}]}
+
+    [[advisory]]
+    id = "AMD-SB-3016"
+    title = "open"
+    url = "https://example.com/3016"
+    genoa = {figure = [{firmware = "255.0.0", source = "this test"}]}
+
+    [[advisory]]
+    id = "AMD-SB-3034"
+    title = "not attestable"
+    url = "https://example.com/3034"
+    genoa = {not_attestable = "AMD took the figures back"}
+
+    [[advisory]]
+    id = "AMD-SB-3027"
+    title = "with a figure for another CPU only"
+    url = "https://example.com/3027"
+    genoa = {figure = [{firmware = "1.0.0", cpus = ["0x19/0xa0/2"], source = "this test"}]}
+
+    [[advisory]]
+    id = "AMD-SB-3045"
+    title = "of another product"
+    url = "https://example.com/3045"
+    milan = {not_attestable = "forged reports show anything"}
+    """
+)
 
 Document = dict[str, Any]
 
@@ -90,7 +127,7 @@ BOOT_INFO = BootInfo(
     tcb=TcbVersions(current=tcb(), reported=tcb(), committed=tcb(), launch=tcb()),
     current_firmware=FirmwareVersion(major=1, minor=55, build=22),
     committed_firmware=FirmwareVersion(major=1, minor=55, build=22),
-    tcb_status="up-to-date",
+    tcb_status=TcbStatus.UP_TO_DATE,
     advisories=(),
     guest_policy=GuestPolicy.decode(SMT_AND_RESERVED_ONE),
     platform_info=PlatformInfo(ALIAS_CHECK_COMPLETE),
@@ -112,6 +149,7 @@ CONTEXT = Context(
     kms_identity=IDENTITY,
     document_kms_identity=None,
     enforces=frozenset({Binding.HOST_DATA}),
+    advisories=ADVISORIES,
 )
 
 

@@ -14,6 +14,7 @@ from kms.measurement.images import Binding
 from kms.policy.compiled import Policy
 from kms.policy.decision import Allowed, AppClaim, Ask, Denied, decide
 from kms.policy.revision import Revision
+from kms.snp.advisories import NO_ADVISORIES
 from kms.snp.flags import GuestPolicy, PlatformInfo, Signer
 from kms.snp.product import Cpuid, Product
 from kms.snp.report import FirmwareVersion
@@ -144,6 +145,7 @@ ALLOWED: dict[str, Change] = {
         written("guest", debug="allow"), policy_bits(19), context(development=True)
     ),
     "another advisory": guest(advisories=("AMD-SB-3020",)),
+    "advisory of another product": written("app", forbid_advisories=["AMD-SB-3045"]),
     "not assessed, none forbidden": both(written("app", forbid_advisories=None), guest(advisories=None)),
     "firmware minimum exactly": written("guest", firmware_minimum="1.55.22"),
     "SVN and key": both(
@@ -201,6 +203,30 @@ DENIED: dict[str, tuple[Change, set[str]]] = {
     ),
     "advisory": (guest(advisories=("AMD-SB-3015", "AMD-SB-3020")), {"advisory-forbidden"}),
     "advisories not assessed": (guest(advisories=None), {"advisories-not-assessed"}),
+    "advisory open by what is known now": (
+        written("app", forbid_advisories=["AMD-SB-3016"]),
+        {"advisory-forbidden"},
+    ),
+    "advisory that no report shows": (
+        written("app", forbid_advisories=["AMD-SB-3034"]),
+        {"advisory-not-attestable"},
+    ),
+    "advisory with figures of other CPUs": (
+        written("app", forbid_advisories=["AMD-SB-3027"]),
+        {"advisory-not-attestable"},
+    ),
+    "advisory that nobody knows": (
+        written("app", forbid_advisories=["AMD-SB-9999"]),
+        {"advisory-not-attestable"},
+    ),
+    "advisory without any data": (context(advisories=NO_ADVISORIES), {"advisory-not-attestable"}),
+    "advisories of every kind": (
+        both(
+            written("app", forbid_advisories=["AMD-SB-3015", "AMD-SB-3016", "AMD-SB-3034"]),
+            guest(advisories=("AMD-SB-3015",)),
+        ),
+        {"advisory-forbidden", "advisory-not-attestable"},
+    ),
     "document of another app beside the binding": (
         context(document_app=(AppId(b"\x05" * 20), COMPOSE)),
         {"app-document-disagrees"},

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from kms.packaged import load_advisories
 from kms.policy.findings import PolicyInvalid, Severity
 from kms.policy.lint import lint
 from kms.policy.revision import Revision
-from tests.unit.policy.samples import NOW, POLICIES, VALID
+from tests.unit.policy.samples import ADVISORIES, NOW, POLICIES, VALID
 
 BROKEN = sorted((POLICIES / "broken").glob("*.yaml"))
 EXPECTED = re.compile(r"# expect (?:(\S+):)?(\d+):(\d+) (error|warning): (.+)")
@@ -27,7 +28,7 @@ def test_there_are_enough_broken_policies() -> None:
 
 
 def test_the_valid_policy_has_no_findings() -> None:
-    result = lint(VALID, development=False, now=NOW)
+    result = lint(VALID, development=False, now=NOW, advisories=load_advisories())
     assert result.findings == ()
     assert len(result.documents) == 6
 
@@ -36,7 +37,8 @@ def test_the_valid_policy_has_no_findings() -> None:
 def test_finds_all_of_it(path: Path) -> None:
     expected = expectations(path)
     assert expected, "a broken policy says what is wrong with it"
-    result = lint(VALID | {path.name: path.read_bytes()}, development=False, now=NOW)
+    files = VALID | {path.name: path.read_bytes()}
+    result = lint(files, development=False, now=NOW, advisories=ADVISORIES)
     found = [
         (each.file, each.line, each.column, each.severity.value, each.message) for each in result.findings
     ]
