@@ -144,6 +144,8 @@ async def _complete(
     from kms.wiring import revocation_rules
 
     rules = revocation_rules(settings)
+    if not (settings.kds_urls or _has_store(settings) or settings.certificate_folder.exists()):
+        return question, replace(rules, lists=lists)
     async with _collateral(settings, roots, now) as collateral:
         authenticator = Authenticator(roots=roots, revocation=rules, collateral=collateral)
         report = question.report
@@ -161,17 +163,21 @@ async def _complete(
     return completed, replace(rules, lists=lists)
 
 
+def _has_store(settings: Settings) -> bool:
+    from kms.database.engine import SQLITE_FILE
+
+    return settings.database_url is not None or (settings.data_dir / SQLITE_FILE).exists()
+
+
 @asynccontextmanager
 async def _collateral(settings: Settings, roots: TrustedRoots, now: datetime) -> "AsyncIterator[Collateral]":
     """Open the server's store where there is one, else an empty one for as long as this takes."""
-    from kms.database.engine import SQLITE_FILE
     from kms.kds.importing import import_folder
     from kms.wiring import collateral_service, open_stores
 
     with tempfile.TemporaryDirectory(prefix="kms-verify-") as folder:
         own = settings.model_copy(update={"data_dir": Path(folder), "database_url": None})
-        there = settings.database_url is not None or (settings.data_dir / SQLITE_FILE).exists()
-        async with open_stores(settings if there else own) as stores:
+        async with open_stores(settings if _has_store(settings) else own) as stores:
             await import_folder(settings.certificate_folder, stores.collateral, roots, now)
             service = collateral_service(settings, stores, roots)
             service.start()

@@ -355,3 +355,37 @@ class TestMirror:
         rest, _ = process.communicate(timeout=20)
         assert (process.returncode, rest) == (0, "")
         assert httpx2.URL(json.loads("".join(lines))["url"]).host == "127.0.0.1"
+
+
+class TestVerify:
+    """``kms verify`` of a bare-metal guest's report, which brings no certificates."""
+
+    def verify(self, site: Site, chip: SimulatedChip, *more: str) -> tuple[int, set[str]]:
+        (site.folder / "report.bin").write_bytes(report(chip))
+        status = run(["verify", "--report", str(site.folder / "report.bin"), "--json", *more])
+        document = json.loads(site.capsys.readouterr().out)
+        return status, {check["name"] for check in document["checks"] if not check["passed"]}
+
+    def test_the_configured_service_is_asked(
+        self, site: Site, kds: SimulatedKds, chips: list[SimulatedChip]
+    ) -> None:
+        assert self.verify(site, chips[0], "--offline") == (1, {"endorsement-certificate"})
+        assert kds.asked() == 0
+        assert self.verify(site, chips[0]) == (0, set())
+        assert kds.served(path_of(chips[0])) == 1
+
+    def test_the_store_is_asked_first(
+        self, site: Site, kds: SimulatedKds, chips: list[SimulatedChip]
+    ) -> None:
+        (site.folder / "chip.bin").write_bytes(report(chips[0]))
+        assert site.fetch("--report", str(site.folder / "chip.bin"))[0] == 0
+        kds.faults = Faults(down=True)
+        before = len(kds.log)
+        assert self.verify(site, chips[0]) == (0, set())
+        assert len(kds.log) == before
+
+    def test_a_service_that_is_down_is_said(
+        self, site: Site, kds: SimulatedKds, chips: list[SimulatedChip]
+    ) -> None:
+        kds.faults = Faults(down=True)
+        assert self.verify(site, chips[0]) == (1, {"endorsement-certificate"})

@@ -2,22 +2,19 @@
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from kms.cli import run
 from kms.encoding import b64url
 from kms.simulator.hierarchy import AmdHierarchy
+from kms.snp.endorsement import load_der
 from kms.snp.product import Product
 from tests.unit.cli.offline import OfflineGuest, write_guest
-from tests.world import APP_ID, COMPOSE_HASH, describe_image, document
+from tests.world import APP_ID, COMPOSE_HASH, NOW, describe_image, document
 
 IDENTITY = b64url(b"\x07" * 32)
 Verify = Callable[..., tuple[int, set[str]]]
@@ -107,21 +104,39 @@ def test_a_broken_policy_is_the_operators_to_mend(
     assert (status, failed) == (2, {"configuration"})
 
 
-def test_a_revocation_list_among_the_certificates_is_said_to_be_unchecked(
-    tmp_path: Path,
-    hierarchy: AmdHierarchy,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_lesson_10_a_revoked_authority_is_refused(
+    verify: Verify, tmp_path: Path, hierarchy: AmdHierarchy
 ) -> None:
     guest = write_guest(tmp_path, hierarchy)
-    now = datetime(2026, 11, 1, tzinfo=UTC)
-    key = ec.generate_private_key(ec.SECP256R1())
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ARK-Milan")])
-    revoked = x509.CertificateRevocationListBuilder().issuer_name(issuer)
-    crl = revoked.last_update(now).next_update(now + timedelta(days=30)).sign(key, hashes.SHA256())
-    (tmp_path / "crl").write_bytes(crl.public_bytes(Encoding.DER))
-    monkeypatch.setenv("KMS_DEVELOPMENT_ROOTS", str(guest.folder / "roots.pem"))
-    assert run(guest.verify("--certificates", str(tmp_path / "crl"))) == 0
-    printed = capsys.readouterr()
-    assert json.loads(printed.out)["verified"]
-    assert "revocation lists are not checked" in printed.err
+    serial = load_der(hierarchy.ask.certificate).serial
+    times = {"this_update": NOW - timedelta(days=1), "next_update": NOW + timedelta(days=30)}
+    (tmp_path / "crl").write_bytes(hierarchy.revocation_list((serial,), **times))
+    assert verify(guest, "--certificates", str(tmp_path / "crl")) == (1, {"not-revoked"})
+    # Signed by another authority of the chain it revokes nothing.
+    forged = hierarchy.revocation_list((serial,), **times, signer=hierarchy.ask)
+    (tmp_path / "crl").write_bytes(forged)
+    assert verify(guest, "--certificates", str(tmp_path / "crl")) == (0, set())
+
+
+def test_a_required_revocation_list(
+    verify: Verify, tmp_path: Path, hierarchy: AmdHierarchy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMS_CRL", "require")
+    guest = write_guest(tmp_path, hierarchy)
+    assert verify(guest) == (1, {"revocation-list"})
+    times = {"this_update": NOW - timedelta(days=1), "next_update": NOW + timedelta(days=30)}
+    (tmp_path / "crl").write_bytes(hierarchy.revocation_list(**times))
+    assert verify(guest, "--certificates", str(tmp_path / "crl")) == (0, set())
+
+
+def test_certificates_from_the_collateral_folder(
+    verify: Verify, tmp_path: Path, hierarchy: AmdHierarchy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = write_guest(tmp_path, hierarchy)
+    alone = replace(guest, certificates=())
+    assert verify(alone) == (1, {"endorsement-certificate"})
+    (tmp_path / "collateral").mkdir()
+    for path in guest.certificates:
+        path.rename(tmp_path / "collateral" / path.name)
+    monkeypatch.setenv("KMS_COLLATERAL_DIR", str(tmp_path / "collateral"))
+    assert verify(alone) == (0, set())
