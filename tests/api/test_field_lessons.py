@@ -10,10 +10,12 @@ from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from kms.database.collateral import CollateralDatabase
 from kms.encoding import b64url, from_base64
 from kms.http.limits import MAX_BODY, AddressLimiter
 from kms.identifiers import ChipId
@@ -23,7 +25,9 @@ from kms.keys.opening import RecipientKey
 from kms.keys.sealing import Suite
 from kms.measurement.launch import os_image_hash
 from kms.policy.findings import PolicyInvalid
+from kms.ports import StoredRevocationList
 from kms.request import report_data
+from kms.simulator.authorities import Authority
 from kms.simulator.certificate_table import certificate_table
 from kms.simulator.chip import SimulatedChip, simulated_chip_id
 from kms.simulator.endorsement_extensions import (
@@ -38,8 +42,11 @@ from kms.simulator.endorsement_extensions import (
 )
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.simulator.machine import Collateral, SimulatedMachine
-from kms.snp.certificate_table import ARK, ASK, VCEK
+from kms.snp.certificate_table import ARK, ASK, REVOCATION_LIST, VCEK
+from kms.snp.endorsement import load_der
+from kms.snp.kds_paths import Line
 from kms.snp.product import Cpuid
+from kms.snp.revocation import RevocationMode, load_revocation_list
 from kms.snp.roots import TrustedRoots
 from tests.world import (
     APP_ID,
@@ -302,7 +309,7 @@ class TestLesson09:
         ("product", "version"),
         [
             (Product.MILAN, 2), (Product.MILAN, 3), (Product.MILAN, 4), (Product.MILAN, 5),
-            (Product.GENOA, 2), (Product.GENOA, 3), (Product.GENOA, 5),
+            (Product.GENOA, 2), (Product.GENOA, 3), (Product.GENOA, 4), (Product.GENOA, 5),
             (Product.TURIN, 2), (Product.TURIN, 3), (Product.TURIN, 4), (Product.TURIN, 5),
         ],
     )  # fmt: skip
@@ -345,6 +352,50 @@ class TestLesson09:
         evidence = {**world.machine.evidence(report_data(request)), "product": "genoa"}
         (await world.post(request, evidence)).check_refused(400, "malformed-evidence")
 
+    @pytest.mark.parametrize(
+        "hint",
+        [{"vcpu_signature": "0xa10f11"}, {"vcpu_type": "EPYC-Genoa"}, {"vcpu_type": "EPYC-Turin"}],
+        ids=str,
+    )
+    async def test_lesson_09_nor_what_a_launch_hint_says(self, world: World, hint: dict[str, str]) -> None:
+        request = await world.request()
+        evidence = {**world.machine.evidence(report_data(request)), "launch": hint}
+        answer = await world.post(request, evidence)
+        assert answer.status == 200, answer.body
+        assert answer.body["boot_info"]["product"] == "milan"
+        assert answer.body["boot_info"]["vcpu_type"] == "EPYC-v4"
+
+    async def test_lesson_09_nor_what_a_hosts_table_says_of_the_cpu(self, world: World) -> None:
+        """Some hosts put the guest's own CPUID there, which is the one that the hypervisor made up."""
+        extra = UUID("ecae0c0f-9502-43b1-afa2-0ae2e0d565b6")  # ExtraPlatformInfo, go-sev-guest
+        cpuid = (8).to_bytes(4, "little") + (0x00A10F11).to_bytes(4, "little")
+        entries = zip((VCEK, ASK, ARK), world.chip.certificates(), strict=True)
+        table = certificate_table([(extra, cpuid), *entries])
+        request = await world.request()
+        evidence = {**world.machine.evidence(report_data(request)), "certificate_table": b64url(table)}
+        answer = await world.post(request, evidence)
+        assert answer.status == 200, answer.body
+        assert answer.body["boot_info"]["product"] == "milan"
+
+    async def test_lesson_09_a_version_2_report_under_another_products_chain(
+        self, tmp_path: Path, simulated_hierarchies: Hierarchies
+    ) -> None:
+        """It does not name its CPU, so the chain does; the certificate must agree with its own chain."""
+        async with open_world(
+            tmp_path,
+            simulated_hierarchies[Product.MILAN],
+            make_chip=lambda chip: replace(chip, report_version=2),
+        ) as world:
+            assert (await world.ask()).status == 200
+            genoa = simulated_hierarchies[Product.GENOA]
+            forged = replace(world.chip, hierarchy=genoa)
+            answer = await ask_with_certificates(
+                world, *forged.certificates(), machine=world.launch(chip=forged)
+            )
+            # The world pins Milan's root alone.
+            assert (answer.status, answer.code) == (403, "evidence-untrusted")
+            assert "root-unknown" in answer.reasons
+
 
 class TestLesson10:
     @pytest.mark.parametrize(
@@ -380,6 +431,133 @@ class TestLesson10:
         world.now[0] += timedelta(days=365 * 26)
         answer = await ask_with_certificates(world, long_lived, *authorities(world))
         answer.check_refused(403, "evidence-untrusted", "certificate-validity")
+
+
+MONTH = timedelta(days=30)
+
+
+async def know_list(
+    world: World, *serials: int, issued: timedelta, due: timedelta, signer: Authority | None = None
+) -> None:
+    """Put a revocation list of the world's line into the server's store, as a fetch or an import does."""
+    line = Line(world.chip.signer, world.chip.hierarchy.product)
+    der = made_list(world, *serials, issued=issued, due=due, signer=signer)
+    parsed = load_revocation_list(der, line=line)
+    ark = load_der(world.chip.hierarchy.ark.certificate).public_key_sha256
+    stored = StoredRevocationList(list=parsed, line=line, ark=ark, source="import")
+    await CollateralDatabase(world.engine, lambda: world.now[0]).keep(stored)
+
+
+def made_list(
+    world: World, *serials: int, issued: timedelta, due: timedelta, signer: Authority | None = None
+) -> bytes:
+    return world.chip.hierarchy.revocation_list(
+        serials, this_update=NOW + issued, next_update=NOW + due, signer=signer
+    )
+
+
+def authority_serial(world: World) -> int:
+    return load_der(world.chip.certificates()[1]).serial
+
+
+async def revocation_details(world: World) -> list[str]:
+    """Give what the audit record of the last decision says of the revocation list."""
+    record = (await world.records())[-1]
+    return [check["detail"] for check in record.entry["checks"] if check["name"] == "revocation-list"]
+
+
+class TestLesson10Revocation:
+    @pytest.mark.parametrize("csp", [None, "Example Cloud"], ids=["ask", "asvk"])
+    @pytest.mark.parametrize("mode", [RevocationMode.WHEN_AVAILABLE, RevocationMode.REQUIRE], ids=str)
+    async def test_lesson_10_a_revoked_authority(
+        self, tmp_path: Path, simulated_hierarchies: Hierarchies, mode: RevocationMode, csp: str | None
+    ) -> None:
+        async with open_world(
+            tmp_path,
+            simulated_hierarchies[Product.MILAN],
+            make_chip=lambda chip: replace(chip, csp_id=csp),
+            revocation=mode,
+        ) as world:
+            await know_list(world, authority_serial(world), issued=-MONTH, due=MONTH)
+            (await world.ask()).check_refused(403, "evidence-untrusted", "certificate-revoked")
+            assert await world.spent() == 0
+
+    async def test_lesson_10_a_revoked_root(self, tmp_path: Path, simulated_hierarchies: Hierarchies) -> None:
+        async with open_world(tmp_path, simulated_hierarchies[Product.MILAN]) as world:
+            root = load_der(world.chip.hierarchy.ark.certificate).serial
+            await know_list(world, root, issued=-MONTH, due=MONTH)
+            (await world.ask()).check_refused(403, "evidence-untrusted", "certificate-revoked")
+
+    async def test_lesson_10_whom_a_stale_list_names_stays_revoked(self, world: World) -> None:
+        await know_list(world, authority_serial(world), issued=-20 * MONTH, due=-19 * MONTH)
+        (await world.ask()).check_refused(403, "evidence-untrusted", "certificate-revoked")
+
+    async def test_lesson_10_a_list_that_the_host_itself_brings(self, world: World) -> None:
+        revoking = made_list(world, authority_serial(world), issued=-MONTH, due=MONTH)
+        entries = zip((VCEK, ASK, ARK), world.chip.certificates(), strict=True)
+        table = certificate_table([*entries, (REVOCATION_LIST, revoking)])
+        request = await world.request()
+        evidence = {**world.machine.evidence(report_data(request)), "certificate_table": b64url(table)}
+        answer = await world.post(request, evidence)
+        answer.check_refused(403, "evidence-untrusted", "certificate-revoked")
+
+    async def test_lesson_10_only_the_root_can_revoke(self, world: World) -> None:
+        """The ASK's key, in the root's name: else anybody who has a key could deny service."""
+        ask = world.chip.hierarchy.ask
+        await know_list(world, authority_serial(world), issued=-MONTH, due=MONTH, signer=ask)
+        assert (await world.ask()).status == 200
+
+    @pytest.mark.parametrize(
+        ("due", "said"),
+        [(timedelta(days=-3), "stale, accepted until"), (timedelta(days=-8), "too old since")],
+        ids=["stale", "too-old"],
+    )
+    async def test_lesson_10_a_stale_list_is_not_used_silently(
+        self, world: World, due: timedelta, said: str
+    ) -> None:
+        await know_list(world, 0x7FFF, issued=-MONTH, due=due)
+        assert (await world.ask()).status == 200
+        [detail] = await revocation_details(world)
+        assert said in detail
+        assert (NOW + due).isoformat() in detail
+
+    async def test_lesson_10_nor_is_it_hidden_that_there_is_none(self, world: World) -> None:
+        assert (await world.ask()).status == 200
+        assert await revocation_details(world) == ["revocation list: none is known"]
+
+    @pytest.mark.parametrize(
+        ("due", "status"),
+        [(MONTH, 200), (timedelta(days=-7), 200), (timedelta(days=-7, seconds=-1), 503), (None, 503)],
+        ids=["current", "within-the-maximum-age", "a-second-too-old", "none"],
+    )
+    async def test_lesson_10_a_list_that_is_required(
+        self,
+        tmp_path: Path,
+        simulated_hierarchies: Hierarchies,
+        due: timedelta | None,
+        status: int,
+    ) -> None:
+        async with open_world(
+            tmp_path, simulated_hierarchies[Product.MILAN], revocation=RevocationMode.REQUIRE
+        ) as world:
+            if due is not None:
+                await know_list(world, 0x7FFF, issued=-MONTH, due=due)
+            answer = await world.ask()
+            assert answer.status == status, answer.body
+            if status == 503:
+                answer.check_refused(503, "collateral-unavailable")
+                assert int(answer.response.headers["retry-after"]) > 0
+                assert await world.spent() == 0
+
+    async def test_lesson_10_who_asks_for_no_lists_is_told_so(
+        self, tmp_path: Path, simulated_hierarchies: Hierarchies
+    ) -> None:
+        async with open_world(
+            tmp_path, simulated_hierarchies[Product.MILAN], revocation=RevocationMode.OFF
+        ) as world:
+            await know_list(world, authority_serial(world), issued=-MONTH, due=MONTH)
+            assert (await world.ask()).status == 200
+            assert await revocation_details(world) == ["revocation lists are not asked for"]
 
 
 class TestLesson11:
@@ -464,6 +642,30 @@ class TestLesson12:
             )
         assert (await world.post(request, evidence)).status == 200
 
+    @pytest.mark.parametrize("length", [0, 1, 32, 44, 64])
+    async def test_lesson_12_a_challenge_is_more_than_its_length(self, world: World, length: int) -> None:
+        answer = await world.ask(challenge=b64url(b"c" * length) or "AA")
+        answer.check_refused(400, "challenge-invalid")
+
+    async def test_lesson_12_a_challenge_of_another_server(
+        self, tmp_path: Path, world: World, simulated_hierarchies: Hierarchies
+    ) -> None:
+        (tmp_path / "other").mkdir()
+        async with open_world(
+            tmp_path / "other",
+            simulated_hierarchies[Product.MILAN],
+            change_desk=lambda desk: replace(desk, challenge_key=b"another".ljust(64)),
+        ) as other:
+            challenge = await other.challenge()
+        (await world.ask(challenge=challenge)).check_refused(400, "challenge-invalid")
+
+    async def test_lesson_12_no_challenge(self, world: World) -> None:
+        request = json.loads(await world.request())
+        del request["challenge"]
+        text = json.dumps(request).encode()
+        answer = await world.post(text, world.machine.evidence(report_data(text)))
+        assert (answer.status, answer.code) == (400, "malformed-request")
+
 
 class TestLesson13:
     async def test_lesson_13_hostile_certificate_tables(self, world: World) -> None:
@@ -483,6 +685,11 @@ class TestLesson13:
             with_entry(97, len(certificates[0])),
             table[:24] * 17,
             (table[:24] * 2) + bytes(24) + certificates[0],
+            certificate_table([(VCEK, certificates[0][:-1])]),
+            certificate_table([(VCEK, b"-----BEGIN CERTIFICATE-----")]),
+            certificate_table([(REVOCATION_LIST, b"\x30\x00")]),
+            certificate_table([(REVOCATION_LIST, certificates[2])]),
+            certificate_table([(ARK, b"\x30\x84\xff\xff\xff\xff")]),
         ]
         for blob in hostile:
             request = await world.request()
@@ -842,7 +1049,9 @@ class TestLesson38:
             tmp_path,
             simulated_hierarchies[Product.MILAN],
             development=False,
-            change_desk=lambda desk: replace(desk, roots=TrustedRoots()),
+            change_desk=lambda desk: replace(
+                desk, authenticator=replace(desk.authenticator, roots=TrustedRoots())
+            ),
         ) as world:
             answer = await world.ask()
             assert (answer.status, answer.code) == (403, "evidence-untrusted")
