@@ -113,7 +113,7 @@ class _Case:
         outcome = await self.verify()
         if isinstance(outcome, VerifiedReport) or outcome.origin_refused:
             return outcome
-        if outcome.authority_missing and not self.sent_chain:
+        if outcome.root_missing or (outcome.authority_missing and not self.sent_chain):
             completed = await self._with_authority(outcome)
             if not isinstance(completed, Unverified):
                 return completed
@@ -169,7 +169,7 @@ class _Case:
         if self.stored:
             # The very certificate that the KDS would give: what does not verify with it is forged.
             better = await self.verify()
-            if isinstance(better, Unverified) and better.authority_missing:
+            if isinstance(better, Unverified) and (better.authority_missing or better.root_missing):
                 return await self._with_authority(better)
             return better
         # A VLEK is issued to the cloud provider: nobody but the guest's host can supply it.

@@ -23,6 +23,7 @@ _AUTHORITY_PREFIX = {Signer.VCEK: "SEV-", Signer.VLEK: "SEV-VLEK-"}
 _AUTHORITY_NAMES = frozenset(
     prefix + product.certificate_name for prefix in _AUTHORITY_PREFIX.values() for product in Product
 )
+_ARK_NAMES = frozenset(f"ARK-{product.certificate_name}" for product in Product)
 # Chains whose checks are remembered. What a stranger crowds it with costs time, and at most some 16 MiB.
 _REMEMBERED: Final = 256
 
@@ -33,7 +34,8 @@ class Chain:
 
     `authority` is the ASK or ASVK. Anything but the leaf is None where no candidate fits; `product` is
     None unless the ARK is pinned. `authority_missing` says that the leaf names an ASK or ASVK of AMD's as its
-    issuer and no certificate of that name was offered: nothing is known against it yet.
+    issuer and no certificate of that name was offered: nothing is known against it yet. `root_missing` says
+    the same of the ARK, for a leaf that its authority signed.
     """
 
     leaf: Certificate
@@ -41,6 +43,7 @@ class Chain:
     ark: Certificate | None
     product: Product | None
     authority_missing: bool = False
+    root_missing: bool = False
 
 
 def signer_of(leaf: Certificate) -> Signer | None:
@@ -81,8 +84,10 @@ def build_chain(leaf: Certificate, authorities: Iterable[Certificate], roots: Tr
     issuers = [each for each in candidates if each.subject == authority.issuer == each.issuer]
     issuers.sort(key=authority.is_signed_by, reverse=True)
     issuer = issuers[0] if issuers else None
-    product = None if issuer is None else roots.product_of(issuer)
-    return Chain(leaf=leaf, authority=authority, ark=issuer, product=product)
+    if issuer is None:
+        missing = authority.issuer_name in _ARK_NAMES and leaf.is_signed_by(authority)
+        return Chain(leaf=leaf, authority=authority, ark=None, product=None, root_missing=missing)
+    return Chain(leaf=leaf, authority=authority, ark=issuer, product=roots.product_of(issuer))
 
 
 def check_chain(chain: Chain, signer: Signer, now: datetime) -> tuple[Check, ...]:

@@ -29,7 +29,7 @@ from kms.checks import Check, failures
 from kms.snp.certificate import Certificate
 from kms.snp.chain import Chain, build_chain, check_chain, signer_of
 from kms.snp.flags import Signer
-from kms.snp.leaf import check_identity, check_product, check_tcb
+from kms.snp.leaf import Platform, check_leaf
 from kms.snp.product import Product
 from kms.snp.report import VMPL_HOST, Report, check_tcb_reserved
 from kms.snp.revocation import LIST_MISSING, Revocation, check_revocation
@@ -88,6 +88,11 @@ class Unverified:
     def authority_missing(self) -> bool:
         """Whether nothing but the ASK or ASVK is missing of the chain: see `kms.snp.chain.Chain`."""
         return self.chain is not None and self.chain.authority_missing
+
+    @property
+    def root_missing(self) -> bool:
+        """Whether nothing but the ARK is missing of the chain: see `kms.snp.chain.Chain`."""
+        return self.chain is not None and self.chain.root_missing
 
     @property
     def origin_refused(self) -> bool:
@@ -167,36 +172,27 @@ def _verify_with(
     revocation: Revocation,
     origin: tuple[Check, ...],
 ) -> VerifiedReport | Unverified:
-    leaf = chain.leaf
     checks = list(origin)
     # (2) The chain, and whether its root took back its word.
     checks += check_chain(chain, signer, now)
     checks += check_revocation(chain, revocation, now)
-    # (3) One product.
-    product = chain.product or report.product
-    checks.append(check_product(report, chain))
-    # (4) This chip, or this provider.
-    identity, csp_id = check_identity(report, signer, leaf, product)
-    checks.append(identity)
-    # (5) This TCB.
-    versions: TcbVersions | None = None
-    if product is not None:
-        if report.version == 2 and not set(failures(checks)) - {LIST_MISSING}:
-            # The only version without CPUID: its parser could not know the product; now the chain has
-            # proven it.
-            check_tcb_reserved(report.tcbs, product)
-        versions = report.tcbs.decode(product)
-        checks += check_tcb(leaf, product, versions)
+    # (3) One product, (4) this chip or this provider, (5) this TCB.
+    fit = check_leaf(chain, signer, Platform.of(report))
+    checks += fit.identity_checks
+    if report.version == 2 and fit.product is not None and not set(failures(checks)) - {LIST_MISSING}:
+        # The only version without CPUID: its parser could not know the product; now the chain has proven it.
+        check_tcb_reserved(report.tcbs, fit.product)
+    checks += fit.tcb_checks
     # (6) The signature.
-    checks.append(_check_signature(report, leaf))
-    if failures(checks) or product is None or versions is None:
+    checks.append(_check_signature(report, chain.leaf))
+    if failures(checks) or fit.product is None or fit.tcb is None:
         return Unverified(report=report, chain=chain, checks=tuple(checks))
     return VerifiedReport(
         report=report,
-        product=product,
+        product=fit.product,
         signer=signer,
-        csp_id=csp_id,
-        tcb=versions,
+        csp_id=fit.csp_id,
+        tcb=fit.tcb,
         chain=chain,
         checks=tuple(checks),
         made_by=_HERE,

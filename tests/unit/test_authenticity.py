@@ -82,6 +82,7 @@ class Scene:
     shelf: Shelf
     mode: RevocationMode = RevocationMode.WHEN_AVAILABLE
     worthless: frozenset[Product] = frozenset()
+    root_known: bool = True  # else only its key is pinned, as AMD's are
 
     @property
     def hierarchy(self) -> AmdHierarchy:
@@ -110,8 +111,9 @@ class Scene:
         async def worth(product: Product) -> tuple[Check, ...]:
             return (Check.of("chip-listed", product not in self.worthless, "", reason="chip-not-listed"),)
 
+        roots = TrustedRoots.with_development([load_der(self.hierarchy.ark.certificate)])
         authenticator = Authenticator(
-            roots=TrustedRoots.with_development([load_der(self.hierarchy.ark.certificate)]),
+            roots=roots if self.root_known else replace(roots, development=()),
             revocation=Revocation(mode=self.mode, max_age=timedelta(days=7)),
             collateral=self.shelf,
         )
@@ -167,6 +169,18 @@ class TestWhoIsAsked:
     async def test_the_service_for_the_authority_of_a_leaf_alone(self, scene: Scene) -> None:
         assert isinstance(await scene.judge(scene.leaf), VerifiedReport)
         assert scene.shelf.asked[0] == ChainOf(scene.line)
+
+    async def test_the_service_for_the_root_of_a_leaf_and_its_authority(self, scene: Scene) -> None:
+        scene.root_known = False
+        scene.shelf.kds[ChainOf] = [scene.ask, load_der(scene.hierarchy.ark.certificate)]
+        assert isinstance(await scene.judge(scene.leaf, scene.ask), VerifiedReport)
+        assert scene.shelf.asked[0] == ChainOf(scene.line)
+
+    async def test_nobody_for_the_root_of_an_authority_that_did_not_sign(self, scene: Scene) -> None:
+        scene.root_known = False
+        outcome = await scene.judge(scene.leaf, load_der(scene.hierarchy.asvk.certificate))
+        assert isinstance(outcome, Unverified)
+        assert scene.shelf.asked == []
 
     async def test_a_stored_leaf_without_its_authority(self, scene: Scene) -> None:
         scene.shelf.stored = [scene.leaf]
