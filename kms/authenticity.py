@@ -167,7 +167,7 @@ class _Case:
         """Look for the certificate of this chip and TCB: the guest sent none, or one for another TCB."""
         self.stored = await self.by.collateral.leaves(self.report)
         if self.stored:
-            # The very certificate that the KDS would give: what does not verify with it is forged.
+            # A certificate like the one that the KDS would give: what does not verify with it is forged.
             better = await self.verify()
             if isinstance(better, Unverified) and (better.authority_missing or better.root_missing):
                 return await self._with_authority(better)

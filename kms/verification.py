@@ -32,11 +32,8 @@ from kms.measurement.vcpu_types import VCPU_TYPES, vcpu_type_name
 from kms.policy.compiled import Policy
 from kms.policy.decision import AppClaim, Ask, decide
 from kms.snp.advisories import Advisories
-from kms.snp.certificate import Certificate
 from kms.snp.report import Report
-from kms.snp.revocation import Revocation
-from kms.snp.roots import TrustedRoots
-from kms.snp.verify import VerifiedReport, check_report_data, verify
+from kms.snp.verify import Unverified, VerifiedReport, check_report_data
 
 _App: TypeAlias = "tuple[AppId, ComposeHash] | None"
 
@@ -54,7 +51,6 @@ class Question:
     """
 
     report: Report
-    certificates: tuple[Certificate, ...]
     advisories: Advisories
     launch: LaunchFile | None = None
     app_document: bytes | None = None
@@ -78,26 +74,32 @@ class Verification:
 
 
 def explain(
-    question: Question, roots: TrustedRoots, revocation: Revocation, now: datetime, *, development: bool
+    question: Question,
+    outcome: VerifiedReport | Unverified | MalformedEvidence,
+    now: datetime,
+    *,
+    development: bool,
 ) -> Verification:
-    """Verify, measure and judge, as far as the question goes. It never raises for what the evidence is."""
+    """Measure and judge what authentication gave (`kms.authenticity`), as far as the question goes.
+
+    It never raises for what the evidence is. `outcome` is the exception where the report turned out not to be
+    of its format.
+    """
     report = question.report
     checks: list[Check] = []
     if question.report_data is not None:
         checks.append(check_report_data(report, question.report_data))
-    try:
-        verified = verify(report, question.certificates, roots, now, revocation)
-    except MalformedEvidence as error:
-        checks.append(Check.of("report-format", False, error.detail, reason=error.reason))
+    if isinstance(outcome, MalformedEvidence):
+        checks.append(Check.of("report-format", False, outcome.detail, reason=outcome.reason))
         return Verification(checks=tuple(checks))
-    checks.extend(verified.checks)
+    checks.extend(outcome.checks)
     # What follows is also said of a report that nobody signed: it helps to find what is wrong with it.
     document = _check_document(question, checks)
     launch = _check_launch(question, document, checks)
-    if not isinstance(verified, VerifiedReport):
+    if not isinstance(outcome, VerifiedReport):
         return Verification(checks=tuple(checks))
     if question.policy is None:
-        shown = build_boot_info(verified, launch, document, question.advisories)
+        shown = build_boot_info(outcome, launch, document, question.advisories)
         return Verification(checks=tuple(checks), boot_info=shown)
     circumstances = Circumstances(
         now=now,
@@ -106,7 +108,7 @@ def explain(
         advisories=question.advisories,
     )
     boot_info = _judge(
-        question, question.policy, verified, document, circumstances=circumstances, checks=checks
+        question, question.policy, outcome, document, circumstances=circumstances, checks=checks
     )
     return Verification(checks=tuple(checks), boot_info=boot_info)
 

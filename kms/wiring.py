@@ -35,6 +35,7 @@ from kms.keys.root_messages import FOUNDING_EPOCH, Mode, challenge_message, iden
 from kms.packaged import load_advisories, packaged_folder
 from kms.policy.revision import Revision
 from kms.policy_folder.watching import FolderWatcher
+from kms.ports import Clock
 from kms.preflight import check_settings, checked_database_url
 from kms.readiness import NotReady
 from kms.rootkey import open_checked_root
@@ -130,17 +131,19 @@ def revocation_rules(settings: Settings) -> Revocation:
     return Revocation(mode=settings.crl, max_age=settings.crl_max_age)
 
 
-def collateral_service(settings: Settings, stores: Stores, roots: TrustedRoots) -> CollateralService:
-    """Give the collateral that the settings name, not started."""
+def collateral_service(
+    settings: Settings, stores: Stores, roots: TrustedRoots, *, clock: Clock = utc_now
+) -> CollateralService:
+    """Give the collateral that the settings name, not started. `clock` says what is valid."""
     kds = None
     if settings.kds_urls:
         rate = settings.kds_rate
-        kds = KdsClient(settings.kds_urls, per_second=rate.per_second, burst=rate.burst, clock=utc_now)
+        kds = KdsClient(settings.kds_urls, per_second=rate.per_second, burst=rate.burst, clock=clock)
     return CollateralService(
         store=stores.collateral,
         kds=kds,
         roots=roots,
-        clock=utc_now,
+        clock=clock,
         renew_lists=settings.crl is not RevocationMode.OFF,
     )
 

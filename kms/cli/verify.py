@@ -2,11 +2,6 @@
 
 import argparse
 import asyncio
-import sys
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,20 +10,17 @@ from kms.cli.output import OK, REFUSED, Unreadable, print_json, read_file
 from kms.cli.parsers import Parser
 from kms.cli.pins import app_claim, read_identity
 from kms.cli.reading import read_policy, read_settings
+from kms.cli.verify_authenticity import Given, authenticate
 from kms.encoding import from_hex
-from kms.errors import CollateralUnavailable, LedgerUnavailable, MalformedEvidence
+from kms.errors import MalformedEvidence
 from kms.measurement.launch import LaunchFile, parse_launch_file
 from kms.packaged import load_advisories
 from kms.policy.compiled import Policy
-from kms.ports import Collateral
 from kms.settings import Settings
 from kms.snp.certificate import Certificate
 from kms.snp.endorsement import is_revocation_list, load_any
-from kms.snp.product import Product
 from kms.snp.report import LENGTH, Report
-from kms.snp.revocation import Revocation
 from kms.snp.revocation_list import RevocationList, load_revocation_list
-from kms.snp.roots import TrustedRoots
 from kms.strict_json import JsonError, JsonValue, parse
 from kms.trust import load_roots
 from kms.verification import Question, Verification, explain
@@ -54,10 +46,11 @@ def main(argv: list[str]) -> int:
     online = not arguments.offline and (arguments.online or "kds_urls" in settings.model_fields_set)
     settings = settings.model_copy(update={} if online else {"kds_urls": []})
     try:
-        question, lists = _question(arguments, settings, raw)
+        question = _question(arguments, settings, raw)
+        given = _read_given(arguments.certificates)
         roots = load_roots(settings.development_roots)
-        question, revocation = asyncio.run(_complete(question, lists, settings, roots, now))
-        outcome = explain(question, roots, revocation, now, development=settings.development)
+        authenticated = asyncio.run(authenticate(question.report, given, settings, roots, now))
+        outcome = explain(question, authenticated, now, development=settings.development)
     except MalformedEvidence as error:
         failed = Check.of("evidence-format", False, error.detail, reason=error.reason)
         outcome = Verification(checks=(failed,))
@@ -86,8 +79,11 @@ def parser() -> Parser:
         metavar="FILE",
         help="PEM or DER: endorsement certificate, chain, revocation list; may be repeated",
     )
-    add("--online", action="store_true", help="ask the key distribution services for what is missing")
-    add("--offline", action="store_true", help="ask nobody, even where KMS_KDS_URLS is set")
+    asking = command.add_mutually_exclusive_group()
+    asking.add_argument(
+        "--online", action="store_true", help="ask the key distribution services for what is missing"
+    )
+    asking.add_argument("--offline", action="store_true", help="ask nobody, even where KMS_KDS_URLS is set")
     add(
         "--launch",
         metavar="FILE",
@@ -106,21 +102,9 @@ def parser() -> Parser:
     return command
 
 
-def _question(
-    arguments: argparse.Namespace, settings: Settings, raw: bytes
-) -> tuple[Question, tuple[RevocationList, ...]]:
-    report = Report.parse(raw)
-    certificates: list[Certificate] = []
-    lists: list[RevocationList] = []
-    for path in arguments.certificates:
-        data = read_file(path)
-        if is_revocation_list(data):
-            lists.append(load_revocation_list(data))
-        else:
-            certificates.extend(load_any(data))
-    question = Question(
-        report=report,
-        certificates=tuple(certificates),
+def _question(arguments: argparse.Namespace, settings: Settings, raw: bytes) -> Question:
+    return Question(
+        report=Report.parse(raw),
         advisories=load_advisories(),
         launch=None if arguments.launch is None else _launch(arguments.launch),
         app_document=None if arguments.app_document is None else read_file(arguments.app_document),
@@ -129,67 +113,18 @@ def _question(
         claim=app_claim(arguments.app_id, arguments.compose_hash),
         kms_identity=None if arguments.identity is None else read_identity(arguments.identity),
     )
-    return question, tuple(lists)
 
 
-async def _complete(
-    question: Question,
-    lists: tuple[RevocationList, ...],
-    settings: Settings,
-    roots: TrustedRoots,
-    now: datetime,
-) -> tuple[Question, Revocation]:
-    """Add what the store has and, where it is asked, what the key distribution services give."""
-    from kms.authenticity import Authenticator
-    from kms.wiring import revocation_rules
-
-    rules = revocation_rules(settings)
-    if not (settings.kds_urls or _has_store(settings) or settings.certificate_folder.exists()):
-        return question, replace(rules, lists=lists)
-    async with _collateral(settings, roots, now) as collateral:
-        authenticator = Authenticator(roots=roots, revocation=rules, collateral=collateral)
-        report = question.report
-        try:
-            await authenticator.authenticate(
-                report, question.certificates, lists, now=now, client="kms verify", worth=_anything
-            )
-        except (CollateralUnavailable, LedgerUnavailable) as error:
-            sys.stderr.write(f"kms verify: warning: {error.detail}\n")
-        except MalformedEvidence:
-            pass  # the explanation says so, among everything else that it can say
-        found = (*await collateral.leaves(report), *await collateral.authorities())
-        lists = (*lists, *await collateral.revocation_lists())
-    completed = replace(question, certificates=(*question.certificates, *found))
-    return completed, replace(rules, lists=lists)
-
-
-def _has_store(settings: Settings) -> bool:
-    from kms.database.engine import SQLITE_FILE
-
-    return settings.database_url is not None or (settings.data_dir / SQLITE_FILE).exists()
-
-
-@asynccontextmanager
-async def _collateral(settings: Settings, roots: TrustedRoots, now: datetime) -> "AsyncIterator[Collateral]":
-    """Open the server's store where there is one, else an empty one for as long as this takes."""
-    from kms.kds.importing import import_folder
-    from kms.wiring import collateral_service, open_stores
-
-    with tempfile.TemporaryDirectory(prefix="kms-verify-") as folder:
-        own = settings.model_copy(update={"data_dir": Path(folder), "database_url": None})
-        async with open_stores(settings if _has_store(settings) else own) as stores:
-            await import_folder(settings.certificate_folder, stores.collateral, roots, now)
-            service = collateral_service(settings, stores, roots)
-            service.start()
-            try:
-                yield service
-            finally:
-                await service.stop()
-
-
-async def _anything(_: Product) -> tuple[Check, ...]:
-    """Whoever runs this command may ask for any certificate."""
-    return ()
+def _read_given(paths: list[Path]) -> Given:
+    certificates: list[Certificate] = []
+    lists: list[RevocationList] = []
+    for path in paths:
+        data = read_file(path)
+        if is_revocation_list(data):
+            lists.append(load_revocation_list(data))
+        else:
+            certificates.extend(load_any(data))
+    return Given(tuple(certificates), tuple(lists))
 
 
 def _policy(folder: Path | None, settings: Settings) -> Policy | None:

@@ -1,7 +1,7 @@
 """Policy revisions in the database, and the one in force in memory."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -35,6 +35,7 @@ class LoadedPolicy:
 
     policy: Policy
     launches: LaunchFinder
+    computing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     @classmethod
     def of(cls, revision: Revision) -> "LoadedPolicy":
@@ -51,10 +52,16 @@ class LoadedPolicy:
         return await asyncio.to_thread(self.launches.find, verified, hint, app)
 
     async def may_show(self, claimed: Measurement, hint: LaunchHint, app: NamedApp | None) -> bool:
-        """Say whether some image shows a claimed measurement; as `find_launch`."""
-        if self.launches.filled:
+        """Say whether some image shows a claimed measurement; as `find_launch`.
+
+        What follows from a guest's own words is computed beside the event loop, one at a time: anybody may
+        make us compute it.
+        """
+        guest_chosen = hint.description is not None or (app is not None and app.compose_hash is not None)
+        if self.launches.filled and not guest_chosen:
             return self.launches.may_show(claimed, hint, app)
-        return await asyncio.to_thread(self.launches.may_show, claimed, hint, app)
+        async with self.computing:
+            return await asyncio.to_thread(self.launches.may_show, claimed, hint, app)
 
 
 class PolicyStore:

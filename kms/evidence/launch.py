@@ -104,32 +104,38 @@ class LaunchFinder:
 
         The app's own images come first: if one of them matches, the others are not even computed.
         """
-        return self._find(verified.report.measurement, hint, app)
+        return self._find(verified.report.measurement, hint, app, remember=True)
 
     def may_show(self, claimed: Measurement, hint: LaunchHint, app: NamedApp | None) -> bool:
-        """Say whether an allowed image shows a measurement that nobody has proven yet."""
-        return self._find(claimed, hint, app) is not None
+        """Say whether an allowed image shows a measurement that nobody has proven yet.
 
-    def _find(self, measurement: Measurement, hint: LaunchHint, app: NamedApp | None) -> Launch | None:
+        Tables that follow from what the guest says are computed for this question alone: a stranger without
+        any chip must not fill memory with them.
+        """
+        return self._find(claimed, hint, app, remember=False) is not None
+
+    def _find(
+        self, measurement: Measurement, hint: LaunchHint, app: NamedApp | None, *, remember: bool
+    ) -> Launch | None:
         own = self._allowed.images_of(app.app_id) if app else ()
         described = self._described(hint)
         known = {id(image) for image in own}
         others = [image for image in self._allowed.images if id(image) not in known]
         for group in (_hinted_first(own, hint), described, _hinted_first(others, hint)):
-            launch = self._find_among(group, measurement, app)
+            launch = self._find_among(group, measurement, app, remember=remember)
             if launch is not None:
                 return launch
         return None
 
     def _find_among(
-        self, images: Iterable[Image], measurement: Measurement, app: NamedApp | None
+        self, images: Iterable[Image], measurement: Measurement, app: NamedApp | None, *, remember: bool
     ) -> Launch | None:
         found: Launch | None = None
         for image in images:
             cmdline_app = _cmdline_app(image, app)
             if image.has_placeholders and cmdline_app is None:
                 continue
-            table = self._table(image, cmdline_app)
+            table = self._table(image, cmdline_app, remember=remember)
             for machine in table.find(measurement):
                 if found is not None:
                     # Two documents may describe the same launch: what both say it enforces is what counts.
@@ -160,7 +166,9 @@ class LaunchFinder:
         except MeasurementError:
             return ()
 
-    def _table(self, image: Image, cmdline_app: tuple[AppId, ComposeHash] | None) -> MeasurementTable:
+    def _table(
+        self, image: Image, cmdline_app: tuple[AppId, ComposeHash] | None, *, remember: bool = True
+    ) -> MeasurementTable:
         if image.name is not None and cmdline_app is None:
             table = self._tables.get(id(image))
             if table is None:
@@ -169,11 +177,13 @@ class LaunchFinder:
         key = (image.name, image.os_image_hash, cmdline_app)
         with self._lock:
             table = self._guest_chosen.pop(key, None)
+            known = table is not None
             if table is None:
                 cmdline = None if cmdline_app is None else image.filled_cmdline(*cmdline_app)
                 table = MeasurementTable(image, cmdline)
-            # The latest stands last; the first to go is the one that nobody asked for longest.
-            self._guest_chosen[key] = table
+            if remember or known:
+                # The latest stands last; the first to go is the one that nobody asked for longest.
+                self._guest_chosen[key] = table
             if len(self._guest_chosen) > _MAX_GUEST_CHOSEN_TABLES:
                 self._guest_chosen.popitem(last=False)
         return table

@@ -61,6 +61,8 @@ def parse_evidence(value: JsonValue) -> SnpEvidence:
     if fields.has("certificates"):
         for entry in fields.array("certificates", at_most=MAX_CERTIFICATES):
             certificates.extend(_from_entry(entry))
+            if len(certificates) > MAX_CERTIFICATES:
+                break  # refused below, without parsing what else a stranger put into PEM
     if len(certificates) > MAX_CERTIFICATES:
         raise MalformedEvidence(f"more than {MAX_CERTIFICATES} certificates", reason="certificates-too-many")
     hint = _hint(fields.take("launch")) if fields.has("launch") else LaunchHint()

@@ -8,11 +8,11 @@ from typing import Final, TypeAlias
 from kms.identifiers import ChipId
 from kms.kds.answers import chain_of, longest_valid_first
 from kms.kds.stored import Item, KnownDigests
-from kms.ports import CollateralStore, Role, StoredCertificate, StoredRevocationList
+from kms.ports import Clock, CollateralStore, Role, StoredCertificate, StoredRevocationList
 from kms.snp import tcb
-from kms.snp.certificate import Certificate
+from kms.snp.certificate import Certificate, ExtensionInvalid
 from kms.snp.flags import Signer
-from kms.snp.kds_paths import Line, VcekOf
+from kms.snp.kds_paths import Line, VcekOf, chip_id_of
 from kms.snp.product import Product
 from kms.snp.report import Report
 from kms.snp.revocation_list import RevocationList
@@ -31,11 +31,15 @@ class Memory:
     """Authorities and lists in full, which are few; VCEKs by chip and TCB, those used last.
 
     Only what is there is remembered, never that something is missing: another process, or an import, may
-    bring it at any moment. `known` is told what came from the store.
+    bring it at any moment. `known` is told what came from the store. What has expired by `clock`, or is
+    another chip's in truth, is as if it were not there: the services have a better one.
     """
 
-    def __init__(self, store: CollateralStore, roots: TrustedRoots, known: KnownDigests) -> None:
+    def __init__(
+        self, store: CollateralStore, roots: TrustedRoots, known: KnownDigests, clock: Clock
+    ) -> None:
         self._store = store
+        self._clock = clock
         self._known = known
         self._authorities: dict[bytes, StoredCertificate] = {}
         self._lists: dict[tuple[bytes, Line], StoredRevocationList] = {}
@@ -133,20 +137,32 @@ class Memory:
         found = self._leaves.get(key, ())
         if found:
             self._leaves.move_to_end(key)
-        return found
+        return self._usable(key, found)
 
     async def _look_up(self, key: _Key) -> tuple[StoredCertificate, ...]:
         chip_id, version = key
         stored = await self._store.vceks(None, chip_id)
-        found = tuple(
-            each
-            for each in stored
-            if each.tcb is not None and tcb.encode(each.tcb, each.line.product) == version
+        found = self._usable(
+            key,
+            (
+                each
+                for each in stored
+                if each.tcb is not None and tcb.encode(each.tcb, each.line.product) == version
+            ),
         )
         if found:
             self._known.add(*found)
             self._remember(key, found)
         return found
+
+    def _usable(self, key: _Key, leaves: Iterable[StoredCertificate]) -> tuple[StoredCertificate, ...]:
+        now = self._clock()
+        return tuple(
+            each
+            for each in leaves
+            if each.certificate.not_before <= now <= each.certificate.not_after
+            and _is_of(each.certificate, key[0])
+        )
 
     def _remember(self, key: _Key, found: Iterable[StoredCertificate]) -> None:
         known = {each.certificate.fingerprint: each for each in (*found, *self._leaves.get(key, ()))}
@@ -158,6 +174,13 @@ class Memory:
 
 def _key(wanted: VcekOf) -> _Key:
     return wanted.chip_id, tcb.encode(wanted.tcb, wanted.product)
+
+
+def _is_of(leaf: Certificate, chip_id: ChipId) -> bool:
+    try:
+        return chip_id_of(leaf.hwid()) == chip_id
+    except (ExtensionInvalid, ValueError):
+        return False
 
 
 def _any_is(wanted: VcekOf, leaves: Iterable[StoredCertificate]) -> bool:

@@ -71,7 +71,7 @@ def is_revocation_list(data: bytes) -> bool:
             x509.load_pem_x509_crl(data)
         else:
             x509.load_der_x509_crl(data)
-    except ValueError:
+    except Exception:  # noqa: BLE001 -- hostile DER makes the library raise more than ValueError
         return False
     return True
 

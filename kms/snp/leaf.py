@@ -4,40 +4,80 @@ Steps 3 to 5 of `kms.snp.verify`. What the certificate says is AMD's word only i
 step 2's to say. Source of the extensions: VCEK specification 57230.
 """
 
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from kms.checks import Check
+from kms.identifiers import ChipId
 from kms.snp import tcb
 from kms.snp.certificate import OID_CSP_ID, OID_HWID, Certificate, ExtensionInvalid
 from kms.snp.chain import Chain
 from kms.snp.flags import Signer
-from kms.snp.product import Product, product_named
-from kms.snp.report import Report
+from kms.snp.product import Cpuid, Product, product_named
+from kms.snp.report import RawTcbs, Report
 from kms.snp.tcb import TcbVersions
 
 _TURIN_CHIP_ID: Final = 8  # bytes of CHIP_ID that Turin uses; the other 56 are zero
+# The guests of a chip all show the same platform. What a stranger crowds this memory with costs time only.
+_REMEMBERED: Final = 256
 
 
-def check_product(report: Report, chain: Chain) -> Check:
-    """Check that the pinned root, the certificate's productName and (from version 3 on) CPUID agree."""
+class Platform(NamedTuple):
+    """What a report says of the platform that it is from: all that a certificate has to agree with."""
+
+    version: int
+    cpuid: Cpuid | None
+    product: Product | None
+    chip_id: ChipId | None
+    tcbs: RawTcbs
+
+    @classmethod
+    def of(cls, report: Report) -> "Platform":
+        """Take it from a report."""
+        return cls(report.version, report.cpuid, report.product, report.chip_id, report.tcbs)
+
+
+class Fit(NamedTuple):
+    """How a leaf fits a report. `product` is the chain's, else the report's; without one, no `tcb`."""
+
+    product: Product | None
+    csp_id: str | None
+    tcb: TcbVersions | None
+    identity_checks: tuple[Check, ...]
+    tcb_checks: tuple[Check, ...]
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def check_leaf(chain: Chain, signer: Signer, platform: Platform) -> Fit:
+    """Check product, chip or provider, and TCB: the same certificate and platform always give the same."""
+    product = chain.product or platform.product
+    # (3) One product.
+    one_product = _check_product(chain, platform)
+    # (4) This chip, or this provider.
+    identity, csp_id = _check_identity(chain.leaf, signer, platform, product)
+    # (5) This TCB.
+    versions = None if product is None else platform.tcbs.decode(product)
+    levels = () if product is None or versions is None else _check_tcb(chain.leaf, product, versions)
+    return Fit(product, csp_id, versions, (one_product, identity), levels)
+
+
+def _check_product(chain: Chain, platform: Platform) -> Check:
     try:
         said = chain.leaf.product_name()
     except ExtensionInvalid as error:
         return Check.of("product", False, str(error))
     by_chain = chain.product
     agree = by_chain is not None and product_named(said.split("-", 1)[0]) is by_chain
-    if report.version >= 3:
-        agree = agree and report.product is by_chain
-    cpuid = (
-        f"{report.cpuid.family:#x}:{report.cpuid.model:#x}" if report.cpuid else "not in a version 2 report"
-    )
-    return Check.of("product", agree, f"chain {by_chain}, productName {said}, CPUID {cpuid}")
+    if platform.version >= 3:
+        agree = agree and platform.product is by_chain
+    cpuid = platform.cpuid
+    shown = f"{cpuid.family:#x}:{cpuid.model:#x}" if cpuid else "not in a version 2 report"
+    return Check.of("product", agree, f"chain {by_chain}, productName {said}, CPUID {shown}")
 
 
-def check_identity(
-    report: Report, signer: Signer, leaf: Certificate, product: Product | None
+def _check_identity(
+    leaf: Certificate, signer: Signer, platform: Platform, product: Product | None
 ) -> tuple[Check, str | None]:
-    """Check that a VCEK is this chip's (hwID), or that a VLEK names its provider, which is given too."""
     try:
         if signer is Signer.VLEK:
             if leaf.has(OID_HWID):
@@ -49,7 +89,7 @@ def check_identity(
         hwid = leaf.hwid()
     except ExtensionInvalid as error:
         return Check.of("hwid" if signer is Signer.VCEK else "csp-id", False, str(error)), None
-    chip_id = report.chip_id
+    chip_id = platform.chip_id
     if chip_id is None:
         return Check.of(
             "hwid", False, "CHIP_ID is zero in a report signed by a VCEK", reason="chip-id-zero"
@@ -60,8 +100,7 @@ def check_identity(
     return Check.of("hwid", same, f"hwID {hwid.hex()}, CHIP_ID {chip_id.hex()}", reason="hwid-mismatch"), None
 
 
-def check_tcb(leaf: Certificate, product: Product, versions: TcbVersions) -> tuple[Check, ...]:
-    """Check that the certificate is for exactly the reported TCB, and that one is not above the current."""
+def _check_tcb(leaf: Certificate, product: Product, versions: TcbVersions) -> tuple[Check, ...]:
     try:
         certified = tcb.TcbVersion(**{name: leaf.level(name) for name in tcb.component_names(product)})
     except ExtensionInvalid as error:

@@ -13,7 +13,7 @@ from kms.policy.decision import AppClaim
 from kms.policy.revision import Revision
 from kms.request import report_data
 from kms.simulator.machine import SimulatedMachine
-from kms.snp.endorsement import load_der
+from kms.snp.verify import verify
 from kms.verification import Question, Verification, explain
 from tests.world import APP_ID, COMPOSE_HASH, World, describe_image, document, image_document
 
@@ -29,20 +29,15 @@ def explained(world: World, evidence: dict[str, Any], claim: AppClaim | None) ->
     parsed = parse_evidence(evidence)
     question = Question(
         report=parsed.report,
-        certificates=(*parsed.certificates, load_der(world.chip.hierarchy.ark.certificate)),
         advisories=world.desk.advisories,
         app_document=parsed.app_document,
         policy=policy,
         claim=claim,
         kms_identity=world.desk.identity.public_key,
     )
-    return explain(
-        question,
-        world.desk.authenticator.roots,
-        world.desk.authenticator.revocation,
-        world.now[0],
-        development=True,
-    )
+    trust = world.desk.authenticator
+    outcome = verify(parsed.report, parsed.certificates, trust.roots, world.now[0], trust.revocation)
+    return explain(question, outcome, world.now[0], development=True)
 
 
 CASES: dict[str, dict[str, Any]] = {

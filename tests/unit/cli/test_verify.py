@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,10 @@ def test_lesson_10_a_revoked_authority_is_refused(
 ) -> None:
     guest = write_guest(tmp_path, hierarchy)
     serial = load_der(hierarchy.ask.certificate).serial
-    times = {"this_update": NOW - timedelta(days=1), "next_update": NOW + timedelta(days=30)}
+    times: dict[str, Any] = {
+        "this_update": NOW - timedelta(days=1),
+        "next_update": NOW + timedelta(days=30),
+    }
     (tmp_path / "crl").write_bytes(hierarchy.revocation_list((serial,), **times))
     assert verify(guest, "--certificates", str(tmp_path / "crl")) == (1, {"not-revoked"})
     # Signed by another authority of the chain it revokes nothing.
@@ -118,13 +122,25 @@ def test_lesson_10_a_revoked_authority_is_refused(
     assert verify(guest, "--certificates", str(tmp_path / "crl")) == (0, set())
 
 
+def test_a_list_of_no_known_version(verify: Verify, tmp_path: Path, hierarchy: AmdHierarchy) -> None:
+    """What the library calls an invalid version is no ValueError."""
+    der = hierarchy.revocation_list(this_update=NOW, next_update=NOW + timedelta(days=30))
+    version = der.index(b"\x02\x01\x01")
+    (tmp_path / "crl").write_bytes(der[: version + 2] + b"\x07" + der[version + 3 :])
+    guest = write_guest(tmp_path, hierarchy)
+    assert verify(guest, "--certificates", str(tmp_path / "crl")) == (1, {"evidence-format"})
+
+
 def test_a_required_revocation_list(
     verify: Verify, tmp_path: Path, hierarchy: AmdHierarchy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KMS_CRL", "require")
     guest = write_guest(tmp_path, hierarchy)
     assert verify(guest) == (1, {"revocation-list"})
-    times = {"this_update": NOW - timedelta(days=1), "next_update": NOW + timedelta(days=30)}
+    times: dict[str, Any] = {
+        "this_update": NOW - timedelta(days=1),
+        "next_update": NOW + timedelta(days=30),
+    }
     (tmp_path / "crl").write_bytes(hierarchy.revocation_list(**times))
     assert verify(guest, "--certificates", str(tmp_path / "crl")) == (0, set())
 
