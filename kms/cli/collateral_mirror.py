@@ -43,8 +43,8 @@ def add(group: Group) -> None:
 
 
 def _mirror(arguments: argparse.Namespace) -> int:
+    from kms.cli.mirror_server import serve_mirror
     from kms.kds.mirror import create_mirror
-    from kms.kds.mirror_server import serve_mirror
 
     if (arguments.tls_cert is None) != (arguments.tls_key is None):
         raise WrongUse("--tls-cert and --tls-key go together")

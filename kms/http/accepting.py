@@ -20,7 +20,7 @@ _WAIT_FOR_FILES: Final = 0.1  # seconds
 
 
 class Acceptor:
-    """Accepts on a listening, non-blocking socket, which it owns.
+    """Accepts on a listening, non-blocking socket, which it owns; without a `context` there is no TLS.
 
     uvicorn counts and limits connections only after their TLS handshake, for which it would wait a minute.
     """
@@ -28,7 +28,7 @@ class Acceptor:
     def __init__(
         self,
         listener: socket.socket,
-        context: ssl.SSLContext,
+        context: ssl.SSLContext | None,
         door: Door,
         make_connection: Callable[[socket.socket, str], Connection],
     ) -> None:
@@ -70,13 +70,14 @@ class Acceptor:
         greeting.add_done_callback(self._greetings.discard)
 
     async def _greet(self, accepted: socket.socket, connection: Connection) -> None:
+        secure = self._context is not None  # asyncio takes deadlines of TLS only with TLS
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
                 accepted,
                 ssl=self._context,
-                ssl_handshake_timeout=HANDSHAKE_WITHIN,
-                ssl_shutdown_timeout=_FAREWELL_WITHIN,
+                ssl_handshake_timeout=HANDSHAKE_WITHIN if secure else None,
+                ssl_shutdown_timeout=_FAREWELL_WITHIN if secure else None,
             )
         except OSError:
             self._door.leave(connection)  # it speaks no TLS, or too slowly

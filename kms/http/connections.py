@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 HANDSHAKE_WITHIN: Final = 10.0  # seconds, for TLS
-_HEADER_WITHIN: Final = 10.0  # seconds, from the connection or the first byte of a request to its last header
+HEADER_WITHIN: Final = 10.0  # seconds, from the connection or the first byte of a request to its last header
 _MOST_HEADER: Final = 64 << 10
 # A body of `limits.MAX_BODY` in chunks of a few bytes is some MiB of wire; what is longer is no such body.
 _MOST_WIRE: Final = 8 << 20
@@ -96,7 +96,7 @@ class Connection(HttpToolsProtocol):
     """uvicorn's connection, with deadlines and sizes for what precedes a request, and a place at the door.
 
     `accepted` is the socket, which stands for the connection while there is no TLS yet. `malformed` makes
-    the answer to what is not HTTP.
+    the answer to what is not HTTP. `header_within` is in seconds, as `HEADER_WITHIN`.
     """
 
     def __init__(
@@ -108,12 +108,14 @@ class Connection(HttpToolsProtocol):
         network: str,
         door: Door,
         malformed: Callable[[], Response],
+        header_within: float = HEADER_WITHIN,
     ) -> None:
         super().__init__(config, server_state, app_state={}, _loop=asyncio.get_running_loop())
         self._accepted = accepted
         self._network = network
         self._door = door
         self._malformed = malformed
+        self._header_within = header_within
         self._late: asyncio.TimerHandle | None = None
         self._in_header = False
         self._heard = 0  # bytes since the last complete header
@@ -207,7 +209,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle
 
     def _expect_header(self) -> None:
-        self._late = self.loop.call_later(_HEADER_WITHIN, self.drop)
+        self._late = self.loop.call_later(self._header_within, self.drop)
 
     def _header_is_there(self) -> None:
         if self._late is not None:

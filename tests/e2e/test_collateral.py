@@ -1,5 +1,6 @@
 """``kms collateral`` over real HTTP: a key distribution service that is asked, a mirror that answers."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.applications import Starlette
 
 from kms.cli import run
-from kms.http.tls import LocalTls
+from kms.cli.mirror_server import serve_mirror
+from kms.http.tls import LocalTls, server_context
 from kms.simulator.chip import SimulatedChip, simulated_chip_id
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.simulator.kds import SimulatedKds
@@ -269,6 +272,38 @@ def start(site: Site) -> Iterator[Start]:
         process.communicate()
 
 
+def whole(port: int, source: str) -> bytes:
+    """Ask from an address of this machine."""
+    with closing(socket.create_connection(("127.0.0.1", port), 5, (source, 0))) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return read_to_end(connection)
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    received = b""
+    with suppress(ConnectionError):
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
+
+
+def is_open(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+
+
+def contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Give what a client trusts, and a server that it trusts."""
+    tls = LocalTls(folder)
+    tls.ensure({"127.0.0.1"}, datetime.now(UTC))
+    return ssl.create_default_context(cafile=str(tls.ca)), server_context(tls.certificate, tls.key, "1.2")
+
+
 class TestMirror:
     def test_another_server_uses_it(
         self, site: Site, chips: list[SimulatedChip], amd: Amd, start: Start, monkeypatch: pytest.MonkeyPatch
@@ -324,15 +359,88 @@ class TestMirror:
     def test_a_request_without_an_end(self, start: Start) -> None:
         mirror = start()
         with closing(socket.create_connection(("127.0.0.1", mirror.port), timeout=10)) as connection:
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 20_000)
-            answer = b""
-            while chunk := connection.recv(65536):
-                answer += chunk
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 70_000)
+            answer = read_to_end(connection)
         assert answer.startswith(b"HTTP/1.1 400")
         with closing(socket.create_connection(("127.0.0.1", mirror.port), timeout=10)) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
             assert connection.recv(65536).startswith(b"HTTP/1.1 413")
         assert mirror.get("/").status_code == 404
+
+    def test_requests_that_never_end_shut_nobody_out(self, start: Start) -> None:
+        """One address has its share of the places, whatever it opens; the others keep theirs."""
+        mirror = start()
+        with ExitStack() as stack:
+
+            def half(source: str) -> socket.socket:
+                connection = stack.enter_context(
+                    closing(socket.create_connection(("127.0.0.1", mirror.port), 5, (source, 0)))
+                )
+                connection.sendall(b"GET /vcek")
+                return connection
+
+            slow = half("127.0.0.3")  # idle longer than all the others
+            mine = [half("127.0.0.1") for _ in range(300)]
+            for source in ("127.0.0.2", "127.0.0.1"):
+                assert whole(mirror.port, source).startswith(b"HTTP/1.1 404")
+            slow.sendall(b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert read_to_end(slow).startswith(b"HTTP/1.1 404")
+            # Of 300 and the one that was answered, the last 32 had places.
+            assert sum(is_open(connection) for connection in mine) == 31
+
+    @pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+    async def test_a_request_has_a_deadline(self, tmp_path: Path, secure: bool) -> None:
+        """From the connection, or the first byte of the next request."""
+        trust, tls = contexts(tmp_path / "tls") if secure else (None, None)
+        listener, serving = socket.socket(), asyncio.Event()
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        within = 1.0
+        server = asyncio.create_task(
+            serve_mirror(Starlette(), listener, tls, serving=serving.set, header_within=within)
+        )
+        await asyncio.wait_for(serving.wait(), 10)
+        request, end = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n\r\nNot Found"
+
+        async def closed_after(*parts: bytes, drip: bytes = b"") -> float:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+            began = time.monotonic()
+            try:
+                for part in parts:
+                    writer.write(part)
+                    if part == request:
+                        began = time.monotonic()
+                        assert (await reader.readuntil(end)).startswith(b"HTTP/1.1 404")
+                while time.monotonic() - began < 10:
+                    writer.write(drip)
+                    with suppress(TimeoutError):
+                        assert await asyncio.wait_for(reader.read(), 0.1) == b""
+                        break
+            except ConnectionError:
+                pass
+            finally:
+                writer.transport.abort()
+            return time.monotonic() - began
+
+        try:
+            seconds = await asyncio.gather(
+                closed_after(),
+                closed_after(b"GET /vcek"),
+                closed_after(b"GET / HTTP/1.1\r\nX: ", drip=b"x"),
+                closed_after(request, b"GET / HTTP/1.1\r\nX: ", drip=b"x"),
+            )
+            assert all(within - 0.2 < each < within + 3 for each in seconds), seconds
+            # A whole request, again and again, for longer than that.
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+            with closing(writer):
+                for _ in range(5):
+                    writer.write(request)
+                    assert (await reader.readuntil(end)).startswith(b"HTTP/1.1 404")
+                    await asyncio.sleep(within / 3)
+        finally:
+            if not server.done():
+                signal.raise_signal(signal.SIGTERM)
+            await asyncio.wait_for(server, 10)
 
     def test_an_address_that_is_taken(self, site: Site, start: Start) -> None:
         status, found = site.run("mirror", "--listen", f"127.0.0.1:{start().port}")
@@ -389,3 +497,22 @@ class TestVerify:
     ) -> None:
         kds.faults = Faults(down=True)
         assert self.verify(site, chips[0]) == (1, {"endorsement-certificate"})
+
+    def test_an_altered_certificate_is_not_repaired_from_the_store(
+        self, site: Site, chips: list[SimulatedChip]
+    ) -> None:
+        (site.folder / "chip.bin").write_bytes(report(chips[0]))
+        assert site.fetch("--report", str(site.folder / "chip.bin"))[0] == 0
+        leaf = bytearray(chips[0].certificates()[0])
+        leaf[-1] ^= 1
+        (site.folder / "altered.der").write_bytes(leaf)
+        status, failed = self.verify(site, chips[0], "--certificates", str(site.folder / "altered.der"))
+        assert (status, "leaf-signature" in failed) == (1, True)
+
+    def test_the_store_stays_as_it_is(self, site: Site, amd: Amd, chips: list[SimulatedChip]) -> None:
+        (site.folder / "chip.bin").write_bytes(report(chips[0]))
+        assert site.fetch("--report", str(site.folder / "chip.bin"))[0] == 0
+        before = site.run("status")
+        assert self.verify(site, chips[1]) == (0, set())
+        assert self.verify(site, chips[2], "--at", (amd.now + 400 * DAY).isoformat())[0] == 0
+        assert site.run("status") == before
