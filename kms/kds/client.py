@@ -15,7 +15,7 @@ from kms.errors import ConfigurationError
 from kms.kds.asking import Answer, Failed, KdsHttp, Missing, Throttled
 from kms.kds.endpoint import Endpoint, EndpointStatus
 from kms.kds.pace import Shares
-from kms.kds.turns import FairQueue
+from kms.kds.turns import MOST_LINES, FairQueue
 from kms.ports import Clock
 from kms.snp.kds_paths import ChainOf, RevocationListOf, VcekOf, Wanted
 
@@ -118,8 +118,22 @@ class KdsClient:
         """Give an asker that may ask every service, at once."""
         return Asker(dict.fromkeys(self.endpoints, -math.inf))
 
-    def join(self, address: str, asker: Asker) -> None:
-        """Let an asker that waits stand in an address's line too."""
+    def join(self, addresses: list[str], address: str, asker: Asker) -> None:
+        """Let an asker stand in an address's line too; `addresses`, those of its lines, are changed.
+
+        One that stands in enough lines leaves that with the longest wait, if the new one has a shorter. Else
+        strangers who ask first for somebody's chip, each at the end of a long line, would keep it there.
+        Strangers cannot push out a line in the same way: only one that is nearer its turn can.
+        """
+        if address in addresses:
+            return
+        if len(addresses) >= MOST_LINES:
+            worst = max(addresses, key=lambda each: self._wait_in_line(each, asker))
+            if self._wait_in_line(worst, asker) <= self._wait_in_line(address, asker):
+                return
+            addresses.remove(worst)
+            self._queue.leave(worst, asker)
+        addresses.append(address)
         if asker in self._queue:
             self._queue.add(address, asker)
             self._pump()
@@ -139,11 +153,11 @@ class KdsClient:
             self._queue.remove(asker)
 
     def expected_wait(self, addresses: Sequence[str], asker: Asker) -> float:
-        """Give about how many seconds an asker will wait for a turn in one of these addresses' lines."""
+        """Give about how many seconds an asker will wait for a turn in the best of these addresses' lines."""
         usable = [each for each in asker.not_before if not each.shut] or self.endpoints
-        ahead = self._queue.ahead_of(asker)
-        share = min(map(self._shares.wait, addresses))
-        return max(share, min(each.delay + ahead * each.spacing for each in usable))
+        best = min(addresses, key=lambda each: self._wait_in_line(each, asker))
+        ahead = self._queue.ahead_of(best, asker)
+        return max(self._shares.wait(best), min(each.delay + ahead * each.spacing for each in usable))
 
     def crowd_wait(self) -> float:
         """Give about how many seconds somebody would wait who came now, behind everybody."""
@@ -173,6 +187,11 @@ class KdsClient:
         if self._alarm is not None:
             self._alarm.cancel()
         await self._http.close()
+
+    def _wait_in_line(self, address: str, asker: Asker) -> float:
+        """Give about how many seconds of an asker's wait are due to an address: its debt and its line."""
+        spacing = min(each.spacing for each in self.endpoints)
+        return self._shares.wait(address) + self._queue.before(address, asker) * spacing
 
     def _give_up(self, asker: Asker) -> None:
         """Give back a turn that came in the same moment as the cancellation."""

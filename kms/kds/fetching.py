@@ -9,16 +9,19 @@ from typing import Final
 import structlog
 
 from kms.errors import CollateralUnavailable, CollateralUnknown
-from kms.kds.job import Job, Outcome, Settled, kind_of
-from kms.kds.turns import MOST_LINES
+from kms.kds.job import Job, Outcome, Settled, kind_of, line_of
 from kms.kds.worker import Means, Worker
-from kms.snp.kds_paths import ChainOf, Line, RevocationListOf, Wanted
+from kms.snp.kds_paths import ChainOf, Line, RevocationListOf, VcekOf, Wanted
 
 _log = structlog.get_logger("kms.collateral")
 
-_MOST_FOR_ONE: Final = 64  # fetches that one address began
-_MOST: Final = 4_096  # fetches of all
+# Fetches of VCEKs. Chains and lists are not counted: there are few, and nobody can invent more.
+_MOST_FOR_ONE: Final = 64  # that one address began
+_MOST: Final = 4_096  # of all
 _MOST_WAITING: Final = 256  # requests; half of what the server works on at once (kms.http.limits)
+# Seconds that callers wait for a revocation list, from the beginning of its fetch. It comes within that time
+# or, where the service holds us off for an hour, not at all: then nobody should wait any more.
+_PATIENCE_FOR_LIST: Final = 3.0
 _ABANDONED_AFTER: Final = 120.0  # seconds without anybody asking again
 _UNKNOWN_FOR: Final = 60.0  # seconds that a 404 is remembered
 _MOST_UNKNOWN: Final = 10_000
@@ -35,9 +38,13 @@ class Attempt:
     good: bool
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Flight:
+    """A fetch, the address that began it, and when (`monotonic` seconds)."""
+
     job: Job
+    address: str
+    began: float
     task: "asyncio.Task[Settled]"
     alarm: asyncio.TimerHandle
 
@@ -51,7 +58,8 @@ class Fetches:
         self._patience = patience
         self._worker = Worker(means=means, fetch_chain=self._fetch_chain)
         self._flights: dict[Wanted, _Flight] = {}
-        self._begun: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[Settled]] = set()
+        self._begun: dict[str, list[_Flight]] = {}
         self._waiting = 0
         self._unknown: OrderedDict[Wanted, float] = OrderedDict()
         self.attempts: dict[Line, Attempt] = {}
@@ -73,7 +81,7 @@ class Fetches:
         flight = self.begin(wanted, address)
         # A guest that waits holds one of the server's places. Strangers who invent chips must not hold them
         # all: beyond so many, guests are told at once to come again, and the fetch goes on.
-        patience = self._patience if self._waiting < _MOST_WAITING else 0
+        patience = self._patience_for(flight) if self._waiting < _MOST_WAITING else 0
         self._waiting += 1
         try:
             # Not `wait_for`: a guest that goes away, or whose time is up, must not end what others wait for.
@@ -97,32 +105,34 @@ class Fetches:
                 settled.detail, retry_after=self._seconds(settled.at_least + jitter, jitter=False)
             )
 
-    def begin(self, wanted: Wanted, address: str, *, bounded: bool = True) -> _Flight:
+    def begin(self, wanted: Wanted, address: str) -> _Flight:
         """Join a fetch, or begin it.
 
         Raises:
-            CollateralUnavailable: there are too many, of this address or of all; not unless `bounded`.
+            CollateralUnavailable: there are too many, of this address or of all; only for a VCEK.
 
         """
         flight = self._flights.get(wanted)
         if flight is not None:
             self._join(flight, address)
             return flight
-        if bounded and (len(self._flights) >= _MOST or self._begun.get(address, 0) >= _MOST_FOR_ONE):
+        if isinstance(wanted, VcekOf) and not self._has_room(address):
             raise CollateralUnavailable(
                 "too many fetches wait", retry_after=self._seconds(self._kds.crowd_wait())
             )
         job = Job(wanted, self._kds.new_asker(), [address], had=self._had(wanted))
         task = asyncio.create_task(self._settle(job))
-        flight = _Flight(job, task, _abandon_later(task))
+        flight = _Flight(job, address, self._kds.monotonic(), task, _abandon_later(task))
         self._flights[wanted] = flight
-        self._begun[address] = self._begun.get(address, 0) + 1
-        flight.task.add_done_callback(lambda _: self._ended(flight))
+        self._tasks.add(task)
+        if isinstance(wanted, VcekOf):
+            self._begun.setdefault(address, []).append(flight)
+        task.add_done_callback(lambda _: self._ended(flight))
         return flight
 
     async def stop(self) -> None:
         """End every fetch."""
-        tasks = [each.task for each in self._flights.values()]
+        tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -146,26 +156,64 @@ class Fetches:
         if isinstance(wanted, RevocationListOf):
             self.attempts[wanted.line] = Attempt(now, settled.outcome is Outcome.FOUND)
 
+    def _patience_for(self, flight: _Flight) -> float:
+        if not isinstance(flight.job.wanted, RevocationListOf):
+            return self._patience
+        until = flight.began + min(self._patience, _PATIENCE_FOR_LIST)
+        return max(0.0, until - self._kds.monotonic())
+
+    def _has_room(self, address: str) -> bool:
+        """Say whether an address may begin one more; if need be, make room.
+
+        Some networks of strangers, each within its own bound, must not keep everybody else out. So when there
+        are too many fetches, the address that began most loses its latest: not to an address with as many,
+        or they would only take turns in losing.
+        """
+        own = len(self._begun.get(address, ()))
+        if own >= _MOST_FOR_ONE:
+            return False
+        if len(self._flights) < _MOST:
+            return True
+        most: list[_Flight] = max(reversed(self._begun.values()), key=len, default=[])
+        if len(most) <= own + 1:
+            return False
+        latest = most[-1]
+        self._forget(latest)  # now, not when its task has ended: the next newcomer comes before that
+        latest.task.cancel()
+        return True
+
     def _ended(self, flight: _Flight) -> None:
+        self._tasks.discard(flight.task)
+        self._forget(flight)
+
+    def _forget(self, flight: _Flight) -> None:
         flight.alarm.cancel()
-        del self._flights[flight.job.wanted]
-        first = flight.job.addresses[0]
-        self._begun[first] -= 1
-        if not self._begun[first]:
-            del self._begun[first]
+        wanted = flight.job.wanted
+        if self._flights.get(wanted) is not flight:
+            return
+        del self._flights[wanted]
+        begun = self._begun.get(flight.address, [])
+        if flight in begun:
+            begun.remove(flight)
+        if not begun:
+            self._begun.pop(flight.address, None)
 
     def _join(self, flight: _Flight, address: str) -> None:
         if flight.task.done():
             return
         flight.alarm.cancel()
         flight.alarm = _abandon_later(flight.task)
-        self._kds.join(address, flight.job.asker)
-        if address not in flight.job.addresses and len(flight.job.addresses) < MOST_LINES:
-            flight.job.addresses.append(address)
+        self._kds.join(flight.job.addresses, address, flight.job.asker)
+        # It may wait for its chain, which strangers may have begun too.
+        chain = self._flights.get(ChainOf(line_of(flight.job.wanted)))
+        if chain is not None and chain is not flight:
+            self._join(chain, address)
 
     async def _fetch_chain(self, wanted: ChainOf, job: Job) -> Settled:
         """Wait for the chain that another fetch needs. There are six lines: nobody can crowd these."""
-        flight = self.begin(wanted, job.addresses[0], bounded=False)
+        flight = self.begin(wanted, job.addresses[0])
+        for address in job.addresses[1:]:
+            self._join(flight, address)
         await asyncio.wait({flight.task})
         if flight.task.cancelled():
             return Settled(Outcome.UNAVAILABLE, "the fetch was given up")

@@ -53,7 +53,7 @@ class Renewals:
             if plan is None or plan[0] is not attempt:
                 plan = self._plans[line] = (attempt, self._next(line, attempt))
             if plan[1] <= self._monotonic():
-                self._fetches.begin(RevocationListOf(line), OURSELVES, bounded=False)
+                self._fetches.begin(RevocationListOf(line), OURSELVES)
 
     def _next(self, line: Line, attempt: Attempt | None) -> float:
         now = self._monotonic()

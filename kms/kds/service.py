@@ -74,7 +74,7 @@ class CollateralService:
         self._clock = clock
         self._monotonic = monotonic
         self._known = KnownDigests()
-        self._memory = Memory(store, roots, self._known)
+        self._memory = Memory(store, roots, self._known, clock)
         self._keeper = Keeper(store, self._known)
         self._fetches: Fetches | None = None
         self._renewals: Renewals | None = None

@@ -5,9 +5,11 @@ Otherwise one address that asks for a thousand invented chips would make everybo
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
+from itertools import islice
 from typing import Final, Generic, TypeVar
 
-MOST_LINES: Final = 16  # in which one item stands
+MOST_LINES: Final = 16  # in which one item stands; the caller keeps to it (`kms.kds.client`)
+_FAR: Final = 64  # places in a line; all that are further back are alike
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -32,19 +34,23 @@ class FairQueue(Generic[Item]):
         return item in self._addresses
 
     def add(self, address: str, item: Item) -> None:
-        """Put an item at the end of an address's line, unless it stands there or in enough others."""
+        """Put an item at the end of an address's line, unless it stands there."""
         addresses = self._addresses.setdefault(item, [])
-        if address not in addresses and len(addresses) < MOST_LINES:
+        if address not in addresses:
             addresses.append(address)
             self._lines.setdefault(address, {})[item] = None
 
     def remove(self, item: Item) -> None:
         """Take an item out of every line."""
         for address in self._addresses.pop(item, ()):
-            line = self._lines[address]
-            del line[item]
-            if not line:
-                del self._lines[address]
+            self._take(address, item)
+
+    def leave(self, address: str, item: Item) -> None:
+        """Take an item out of one line, if it stands there and in another."""
+        addresses = self._addresses.get(item, [])
+        if address in addresses and len(addresses) > 1:
+            addresses.remove(address)
+            self._take(address, item)
 
     def lines(self) -> Iterator[tuple[str, Iterator[Item]]]:
         """Give the lines in the order of their turns. The queue must not change meanwhile."""
@@ -56,18 +62,32 @@ class FairQueue(Generic[Item]):
         if address in self._lines:
             self._lines.move_to_end(address)
 
-    def ahead_of(self, item: Item) -> int:
-        """Give about how many turns come before an item's, by the first line in which it stands."""
-        addresses = self._addresses.get(item)
-        if not addresses:
+    def before(self, address: str, item: Item) -> int:
+        """Give about how many turns come before an item's, by its place in a line, or by the line's end.
+
+        It is for comparing lines: where in the round an address's own turn is does not count.
+        """
+        line = self._lines.get(address, {})
+        places = (place for place, each in enumerate(islice(line, _FAR)) if each == item)
+        return next(places, min(len(line), _FAR)) * len(self._lines)
+
+    def ahead_of(self, address: str, item: Item) -> int:
+        """Give about how many turns come before an item's, by its place in one line; 0 if it is not there."""
+        if address not in self._addresses.get(item, ()):
             return 0
-        position = list(self._lines[addresses[0]]).index(item)
+        position = list(self._lines[address]).index(item)
         # Every other line has a turn before each of ours; one turn less, if it comes later in the round.
         before = True
         ahead = position
-        for address, line in self._lines.items():
-            if address == addresses[0]:
+        for each, line in self._lines.items():
+            if each == address:
                 before = False
             else:
                 ahead += min(len(line), position + before)
         return ahead
+
+    def _take(self, address: str, item: Item) -> None:
+        line = self._lines[address]
+        del line[item]
+        if not line:
+            del self._lines[address]

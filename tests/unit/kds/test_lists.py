@@ -253,7 +253,7 @@ async def test_lists_are_not_renewed_where_nobody_wants_them(simulated_hierarchi
 @in_virtual_time
 async def test_of_two_servers_one_renews(simulated_hierarchies: Hierarchies) -> None:
     scene = Scene(simulated_hierarchies)
-    scene.kds.latency = 2.0
+    scene.kds.latency = 1.0
     scene.publish(7)
     async with scene.service(URL) as one, scene.service(URL) as other:
         await asyncio.gather(one.fetch(LIST, GUEST), other.fetch(LIST, GUEST))
@@ -275,3 +275,47 @@ async def test_without_a_service_only_what_is_stored_counts(simulated_hierarchie
         await asyncio.sleep(6)
         assert [each.number for each in await service.revocation_lists()] == [2]
     assert await known_numbers(scene) == [2]
+
+
+@in_virtual_time
+async def test_only_the_first_guests_wait_for_a_list_that_a_service_holds_back(
+    simulated_hierarchies: Hierarchies,
+) -> None:
+    scene = Scene(simulated_hierarchies)
+    scene.publish(7)
+    held = True
+
+    async def holding(request: httpx2.Request) -> httpx2.Response:
+        if held and request.url.path == LIST.path:
+            return httpx2.Response(429, headers={"Retry-After": "3600"})
+        return await scene.kds.genuine(request)
+
+    async def waited(pause: float) -> float:
+        await asyncio.sleep(pause)
+        began = now()
+        with pytest.raises(CollateralUnavailable) as told:
+            await service.fetch(LIST, GUEST)
+        assert 1 <= told.value.retry_after <= 100
+        return now() - began
+
+    scene.kds.answer = holding
+    async with scene.service(URL, start=True) as service:
+        at_once = await asyncio.gather(waited(0), waited(2), waited(3.1))
+        assert at_once == pytest.approx([3, 1, 0], abs=0.01)
+        later = [await waited(60) for _ in range(50)]
+        assert later == pytest.approx([0] * 50, abs=0.01)
+        assert len(scene.kds.asked_for(LIST)) == 1
+        # It goes on for all that, and has the list as soon as it may.
+        held = False
+        await asyncio.sleep(700)
+        assert len(await service.revocation_lists()) == 1
+
+
+@in_virtual_time
+async def test_a_list_that_comes_in_time_is_waited_for(simulated_hierarchies: Hierarchies) -> None:
+    scene = Scene(simulated_hierarchies)
+    scene.kds.latency = 1.4  # its chain and itself
+    scene.publish(7)
+    async with scene.service(URL) as service:
+        await service.fetch(LIST, GUEST)
+        assert len(await service.revocation_lists()) == 1
