@@ -22,7 +22,7 @@ from kms.snp.product import Product, product_named
 from kms.snp.report import Report
 from kms.snp.revocation import Revocation, RevocationList, RevocationMode
 from kms.snp.roots import TrustedRoots
-from kms.snp.verify import Unverified, VerifiedReport, verify
+from kms.snp.verify import Unverified, VerifiedReport, is_signed_with, verify
 
 # Judges what a report claims, as one of a product: the checks, any of which refuses to ask for a certificate.
 Worth = Callable[[Product], Awaitable[tuple[Check, ...]]]
@@ -137,11 +137,14 @@ class _Case:
             return outcome
         try:
             await self.by.collateral.fetch(RevocationListOf(line), self.client)
-        except (CollateralUnavailable, CollateralUnknown) as error:
+        except CollateralUnavailable:
+            if missing:
+                raise
+            return outcome
+        except CollateralUnknown as error:
             if missing:
                 raise CollateralUnavailable(
-                    f"a current revocation list of {line.folder} is required, and none could be had",
-                    retry_after=getattr(error, "retry_after", 30),
+                    f"no service has a revocation list of {line.folder}, and one is required", retry_after=30
                 ) from error
             return outcome
         outcome = await self.verify()
@@ -166,6 +169,9 @@ class _Case:
     async def _with_leaf(self, outcome: Unverified) -> VerifiedReport | Unverified | NotSought:
         """Look for the certificate of this chip and TCB: the guest sent none, or one for another TCB."""
         self.stored = await self.by.collateral.leaves(self.report)
+        if self.report.flags.signer is Signer.VLEK:
+            # A VLEK report names no provider: of all that were imported, the one whose key signed it.
+            self.stored = tuple(each for each in self.stored if is_signed_with(self.report, each))
         if self.stored:
             # A certificate like the one that the KDS would give: what does not verify with it is forged.
             better = await self.verify()

@@ -30,8 +30,9 @@ async def judge_claims(
 ) -> tuple[Check, ...]:
     """Judge what an unverified report claims as one of a product's, for the app that is named.
 
-    `document` is the identity of an app document that the report's HOST_DATA commits to. The measurement is
-    looked up last: for a command line that names its app, it may have to be computed.
+    `document` is the identity of an app document that the report's HOST_DATA commits to. The measurement
+    comes first, as in a release, and where no image shows it nothing else is said: a stranger who does not
+    know what is allowed learns nothing of the policy.
     """
     named = name_app(claim, document)
     compose_hash = document.compose_hash if document else named.compose_hash if named else None
@@ -39,14 +40,12 @@ async def judge_claims(
         return (_measurement_check(report, known=False),)
     claims = Claims.of(report, product, None if named is None else named.app_id, compose_hash)
     checks = tuple(claim_checks(active.policy, claims, now))
-    if failures(checks):
-        return checks
-    known = await active.may_show(report.measurement, hint, named)
-    return (*checks, _measurement_check(report, known=known))
+    # A command line is filled, and its measurements computed, only for an app and compose that are listed.
+    listed = named if not failures(checks[:2]) else None
+    measured = _measurement_check(report, known=await active.may_show(report.measurement, hint, listed))
+    return (measured, *checks) if measured.passed else (measured,)
 
 
 def _measurement_check(report: Report, *, known: bool) -> Check:
-    detail = (
-        f"claimed {report.measurement.hex()}; no certificate was sent, and none sought unless this is known"
-    )
-    return Check.of("measurement-known", known, detail, reason="measurement-unknown")
+    shown = f"claimed {report.measurement.hex()}: {'an' if known else 'no'} allowed image shows it"
+    return Check.of("measurement-known", known, shown, reason="measurement-unknown")

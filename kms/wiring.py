@@ -138,7 +138,7 @@ def collateral_service(
     kds = None
     if settings.kds_urls:
         rate = settings.kds_rate
-        kds = KdsClient(settings.kds_urls, per_second=rate.per_second, burst=rate.burst, clock=clock)
+        kds = KdsClient(settings.kds_urls, per_second=rate.per_second, burst=rate.burst, clock=utc_now)
     return CollateralService(
         store=stores.collateral,
         kds=kds,

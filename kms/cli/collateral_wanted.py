@@ -42,7 +42,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="chip id, as reports show it (64 bytes; on Turin the first 8 are enough)",
     )
     add(
-        "--product", choices=[each.value for each in Product], help="with --chip; or for reports of version 2"
+        "--product",
+        choices=[each.value for each in Product],
+        help="with --chip, unless that has 8 bytes (Turin); or for reports of version 2",
     )
     add(
         "--tcb",
@@ -90,8 +92,12 @@ def wanted_of(arguments: argparse.Namespace, mode: RevocationMode) -> Iterator[W
     vceks = [_of_report(path, product) for path in arguments.report]
     vceks += [_of_url(url) for url in arguments.url]
     if arguments.chip is not None or arguments.tcb is not None:
-        if arguments.chip is None or arguments.tcb is None or product is None:
-            raise WrongUse("--chip, --product and --tcb go together")
+        if arguments.chip is None or arguments.tcb is None:
+            raise WrongUse("--chip and --tcb go together")
+        if product is None:
+            if len(arguments.chip) != 2 * HWID_LENGTH_ON_TURIN:
+                raise WrongUse("--product: a chip id of 64 bytes does not say whether it is Milan or Genoa")
+            product = Product.TURIN
         vceks.append(VcekOf(product, _chip(arguments.chip, product), _tcb(arguments.tcb, product)))
     for vcek in vceks:
         line = Line(Signer.VCEK, vcek.product)

@@ -97,7 +97,7 @@ def parser() -> Parser:
     add("--compose-hash", metavar="HEX", help="with --app-id")
     add("--identity", metavar="KEY", help="the KMS identity (or @FILE), for app documents that pin one")
     add("--at", type=_time, metavar="TIME", help="verify as of this time (RFC 3339)")
-    add("--config", metavar="FILE", type=Path, help="path of kms.toml, for roots and local certificates")
+    add("--config", metavar="FILE", type=Path, help="path of kms.toml, for roots, store and services")
     add("--json", action="store_true", help="one JSON document on standard output")
     return command
 

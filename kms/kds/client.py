@@ -18,9 +18,10 @@ from kms.kds.pace import Shares
 from kms.kds.turns import MOST_LINES, FairQueue
 from kms.ports import Clock
 from kms.snp.kds_paths import ChainOf, RevocationListOf, VcekOf, Wanted
+from kms.snp.revocation_list import MAX_LENGTH
 
 # Bytes. Genuine ones have about 1.4, 5 and 1 KiB.
-LARGEST: Final = {VcekOf: 16 << 10, ChainOf: 64 << 10, RevocationListOf: 1 << 20}
+LARGEST: Final = {VcekOf: 16 << 10, ChainOf: 64 << 10, RevocationListOf: 2 * MAX_LENGTH}
 RANDOM: Final = SystemRandom().random
 _LATE: Final = 0.001  # seconds: a timer must not ring too early
 

@@ -93,9 +93,8 @@ class Memory:
 
     def has_current_list(self, line: Line, now: datetime) -> bool:
         """Say whether a list of the line is known whose next update is still to come."""
-        return any(
-            each.list.next_update is None or now < each.list.next_update for each in self.lists_of(line)
-        )
+        ends = (each.list.next_update for each in self.lists_of(line))
+        return any(end is not None and now < end for end in ends)
 
     def lines_with_lists(self) -> frozenset[Line]:
         """Give the lines of which lists are known."""
@@ -112,8 +111,8 @@ class Memory:
             # Version 2 does not say its product; one layout's TCB is nobody's in the other.
             products = tuple(Product) if report.product is None else (report.product,)
             asked = [(each, tcb.decode(report.tcbs.reported, each)) for each in products]
-            found = [leaf for each in asked for leaf in await self._store.vleks(*each)]
-            return tuple(each.certificate for each in found[:_MOST_VLEKS])
+            found = [leaf.certificate for each in asked for leaf in await self._store.vleks(*each)]
+            return tuple(each for each in found if self._is_valid(each))[:_MOST_VLEKS]
         if report.chip_id is None:
             return ()
         key = (report.chip_id, report.tcbs.reported)
@@ -156,13 +155,12 @@ class Memory:
         return found
 
     def _usable(self, key: _Key, leaves: Iterable[StoredCertificate]) -> tuple[StoredCertificate, ...]:
-        now = self._clock()
         return tuple(
-            each
-            for each in leaves
-            if each.certificate.not_before <= now <= each.certificate.not_after
-            and _is_of(each.certificate, key[0])
+            each for each in leaves if self._is_valid(each.certificate) and _is_of(each.certificate, key[0])
         )
+
+    def _is_valid(self, leaf: Certificate) -> bool:
+        return leaf.not_before <= self._clock() <= leaf.not_after
 
     def _remember(self, key: _Key, found: Iterable[StoredCertificate]) -> None:
         known = {each.certificate.fingerprint: each for each in (*found, *self._leaves.get(key, ()))}

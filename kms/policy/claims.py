@@ -41,7 +41,7 @@ class Claims:
     def of(
         cls, report: Report, product: Product, app_id: AppId | None, compose_hash: ComposeHash | None
     ) -> "Claims":
-        """Read a report as one of this product's, signed by a VCEK: only those can be fetched."""
+        """Read a report as one of this product's, signed by whom it says."""
         return cls(
             app_id=app_id,
             compose_hash=compose_hash,
@@ -49,7 +49,7 @@ class Claims:
             chip_id=report.chip_id,
             product=product,
             cpuid=report.cpuid,
-            signer=Signer.VCEK,
+            signer=report.flags.signer or Signer.VCEK,
             tcb=report.tcbs.decode(product),
             current_firmware=report.current_firmware,
             committed_firmware=report.committed_firmware,
@@ -60,13 +60,18 @@ class Claims:
 
 
 def claim_checks(policy: Policy, claims: Claims, now: datetime) -> Iterator[Check]:
-    """Check the claimed app, compose, chip and TCB, as the decision would; no image and no key."""
+    """Check the claimed app, compose, chip and TCB, as the decision would; no image and no key.
+
+    The first is about the app; of one that is listed, the second is about its compose.
+    """
     app = None if claims.app_id is None else policy.compiled_app(claims.app_id)
     yield Check.of("app-listed", app is not None, "the app that the guest names", reason="app-not-listed")
+    if app is not None:
+        compose = claims.compose_hash
+        listed = compose is not None and app.document.compose.allows(compose)
+        detail = "the compose that the guest names"
+        yield Check.of("compose-listed", listed, detail, reason="compose-not-listed")
     yield from revocation_checks(policy, claims)
-    if app is None:
-        return
-    listed = claims.compose_hash is not None and app.document.compose.allows(claims.compose_hash)
-    yield Check.of("compose-listed", listed, "the compose that the guest names", reason="compose-not-listed")
-    yield from chip_checks(policy, app, claims, now)
-    yield from tcb_checks(app, claims, now)
+    if app is not None:
+        yield from chip_checks(policy, app, claims, now)
+        yield from tcb_checks(app, claims, now)

@@ -13,11 +13,11 @@ from kms.snp import tcb
 from kms.snp.certificate import OID_CSP_ID, OID_HWID, Certificate, ExtensionInvalid
 from kms.snp.chain import Chain
 from kms.snp.flags import Signer
+from kms.snp.kds_paths import HWID_LENGTH_ON_TURIN
 from kms.snp.product import Cpuid, Product, product_named
 from kms.snp.report import RawTcbs, Report
 from kms.snp.tcb import TcbVersions
 
-_TURIN_CHIP_ID: Final = 8  # bytes of CHIP_ID that Turin uses; the other 56 are zero
 # The guests of a chip all show the same platform. What a stranger crowds this memory with costs time only.
 _REMEMBERED: Final = 256
 
@@ -95,7 +95,7 @@ def _check_identity(
             "hwid", False, "CHIP_ID is zero in a report signed by a VCEK", reason="chip-id-zero"
         ), None
     # Turin's hwID is 8 bytes; its CHIP_ID continues with zeros. Everywhere else all 64 must match.
-    used = _TURIN_CHIP_ID if product is Product.TURIN else len(chip_id)
+    used = HWID_LENGTH_ON_TURIN if product is Product.TURIN else len(chip_id)
     same = len(hwid) == used and chip_id[:used] == hwid and not any(chip_id[used:])
     return Check.of("hwid", same, f"hwID {hwid.hex()}, CHIP_ID {chip_id.hex()}", reason="hwid-mismatch"), None
 

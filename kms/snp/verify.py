@@ -126,6 +126,11 @@ def check_report_data(report: Report, expected: bytes) -> Check:
     )
 
 
+def is_signed_with(report: Report, leaf: Certificate) -> bool:
+    """Say whether a certificate's key signed a report; of the certificate itself that says nothing."""
+    return _check_signature(report, leaf).passed
+
+
 def verify(
     report: Report,
     certificates: Iterable[Certificate],

@@ -233,4 +233,5 @@ def _missing(book: Book) -> None:
     no_authority = untrusted(*NO_CHAIN, over_http=UNAVAILABLE)
     book.add("without-authority", lambda draft: replace(draft, sent=("leaf", "ark")), no_authority)
     book.add("leaf-alone", lambda draft: replace(draft, sent=("leaf",)), no_authority)
-    book.untrusted("without-root", lambda draft: replace(draft, sent=("leaf", "authority")), *NO_ROOT)
+    no_root = untrusted(*NO_ROOT, over_http=UNAVAILABLE)
+    book.add("without-root", lambda draft: replace(draft, sent=("leaf", "authority")), no_root)
