@@ -1,5 +1,6 @@
 """The collateral that a server has and gets: memory, then the store, then the key distribution services."""
 
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ _log = structlog.get_logger("kms.collateral")
 _REFRESH_EVERY: Final = 5.0  # seconds
 _WITHOUT_KDS: Final = 30  # seconds: an operator must bring what is missing
 _LIST_FAILED_FOR: Final = 60.0  # seconds
+_SAY_STALE_EVERY: Final = 3600.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class CollateralService:
         self._kds = kds
         self._clock = clock
         self._monotonic = monotonic
+        self._said_stale: dict[Line, float] = {}
         self._known = KnownDigests()
         self._memory = Memory(store, roots, self._known, clock)
         self._keeper = Keeper(store, self._known)
@@ -227,5 +230,17 @@ class CollateralService:
         except LedgerUnavailable as error:
             _log.warning("collateral-store-failed", what="refresh", cause=error.detail)
             return
+        self._say_what_is_stale()
         if self._renewals is not None:
             self._renewals.begin_what_is_due()
+
+    def _say_what_is_stale(self) -> None:
+        """Say which lists are past their next update: a guest that passes by them must not pass silently."""
+        now = self._clock()
+        for line in self._memory.lines_with_lists():
+            said = self._said_stale.get(line, -math.inf)
+            if self._memory.has_current_list(line, now) or self._monotonic() - said < _SAY_STALE_EVERY:
+                continue
+            self._said_stale[line] = self._monotonic()
+            ends = [each.list.next_update or each.list.this_update for each in self._memory.lists_of(line)]
+            _log.warning("revocation-list-stale", line=line.folder, since=max(ends).isoformat())

@@ -224,6 +224,18 @@ class TestWhoIsAsked:
         assert failures(outcome.checks) == ("endorsement-certificate",)
         assert scene.shelf.asked == []
 
+    async def test_the_right_one_of_many_imported_vleks(self, scene: Scene) -> None:
+        """A VLEK report does not say whose it is, and a verification judges only a few leaves."""
+        scene.chip = replace(scene.chip, csp_id="example-provider")
+        others = [replace(scene.chip, csp_id=f"other-{number}") for number in range(6)]
+        asvk = load_der(scene.hierarchy.asvk.certificate)
+        vleks = [load_der(each.certificates()[0]) for each in (*others, scene.chip)]
+        scene.shelf.stored = [*vleks, asvk]
+        outcome = await scene.judge()
+        assert isinstance(outcome, VerifiedReport)
+        assert outcome.csp_id == "example-provider"
+        assert scene.shelf.asked_for(VcekOf) == 0
+
     async def test_an_unknown_cpu_asks_nobody(self, scene: Scene) -> None:
         scene.chip = replace(scene.chip, cpuid=replace(scene.chip.cpuid, family=0x1B))
         outcome = await scene.judge()

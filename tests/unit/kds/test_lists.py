@@ -319,3 +319,17 @@ async def test_a_list_that_comes_in_time_is_waited_for(simulated_hierarchies: Hi
     async with scene.service(URL) as service:
         await service.fetch(LIST, GUEST)
         assert len(await service.revocation_lists()) == 1
+
+
+@in_virtual_time
+async def test_lesson_10_a_stale_list_is_said_every_hour(simulated_hierarchies: Hierarchies) -> None:
+    scene = Scene(simulated_hierarchies)
+    await scene.store.keep(stored(scene, scene.publish(days=1)))
+    with capture_logs() as logs:
+        async with scene.service(start=True):
+            await asyncio.sleep(0.9 * DAY)
+            assert logs == []
+            await asyncio.sleep(0.1 * DAY + 3600)
+    said = [each for each in logs if each["event"] == "revocation-list-stale"]
+    assert {each["line"] for each in said} == {MILAN.folder}
+    assert len(said) in {1, 2, 3}
