@@ -9,23 +9,21 @@ from collections.abc import Iterator
 from typing import Final
 
 import structlog
-import uvicorn
 from starlette.responses import Response
 from typing_extensions import override
 
 from kms.errors import ConfigurationError
-from kms.http.accepting import Acceptor
 from kms.http.app import response_marks
-from kms.http.connections import Connection, Door
+from kms.http.connections import Door
+from kms.http.guarded import GuardedServer
 from kms.http.problems import problem
-from kms.settings import Settings
+from kms.settings import Address, Settings
 from kms.wiring import Kms, new_id, open_kms
 
 _log = structlog.get_logger("kms.start")
 
 _KEEP_ALIVE: Final = 75  # seconds
 _GRACE: Final = 20  # seconds for requests in flight when the server is told to stop
-_BACKLOG: Final = 2048
 _MOST_CONNECTIONS: Final = 16_384
 # A rack of guests behind one address may all come at once; half of the places stay for everybody else.
 _MOST_OF_ONE_NETWORK: Final = 2048
@@ -48,73 +46,39 @@ async def serve(settings: Settings) -> None:
                     "DEVELOPMENT MODE: roots that are not AMD's are trusted; never use this for real keys",
                     development_roots=str(settings.development_roots),
                 )
-            listener.listen(_BACKLOG)
-            _log.info("listening", address=str(settings.listen), development=settings.development)
-            await _Server(kms, listener, told).serve()
+            await _Server(kms, listener, told, settings.listen).serve()
             _log.info("stopping")
     _log.info("stopped")
 
 
-class _Server(uvicorn.Server):
-    """uvicorn with our own door, and without its own signal handling.
+class _Server(GuardedServer):
+    """The server of a built KMS; it ends when it is told to."""
 
-    uvicorn raises the signal that stopped it once more, which would end the process before decisions are
-    flushed and the database is closed.
-    """
-
-    def __init__(self, kms: Kms, listener: socket.socket, told: asyncio.Event) -> None:
+    def __init__(self, kms: Kms, listener: socket.socket, told: asyncio.Event, address: Address) -> None:
+        most = min(_MOST_CONNECTIONS, _open_files() - _FILES_BESIDES)
         super().__init__(
-            uvicorn.Config(
-                kms.app,
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                # A header would let anybody choose the address that is limited and recorded.
-                proxy_headers=False,
-                timeout_keep_alive=_KEEP_ALIVE,
-                timeout_graceful_shutdown=_GRACE,
-            )
+            kms.app,
+            listener,
+            kms.tls,
+            door=Door(most=most, most_of_one=min(_MOST_OF_ONE_NETWORK, max(most // 2, 1))),
+            malformed=self._malformed_request,
+            keep_alive=_KEEP_ALIVE,
+            grace=_GRACE,
         )
         self._told = told
+        self._address = address
         self._development = kms.desk.development
-        most = min(_MOST_CONNECTIONS, _open_files() - _FILES_BESIDES)
-        self._door = Door(most=most, most_of_one=min(_MOST_OF_ONE_NETWORK, max(most // 2, 1)))
-        self._acceptor = Acceptor(listener, kms.tls, self._door, self._connection)
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await self.lifespan.startup()
-        self.servers = []
-        self._acceptor.start()
-        self.started = True
+        await super().startup(sockets)
+        _log.info("listening", address=str(self._address), development=self._development)
 
     @override
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._told.is_set()
 
-    @override
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._acceptor.stop()
-        await super().shutdown(sockets)
-
-    @override
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def _connection(self, accepted: socket.socket, network: str) -> Connection:
-        return Connection(
-            self.config,
-            self.server_state,
-            accepted=accepted,
-            network=network,
-            door=self._door,
-            malformed=self._malformed,
-        )
-
-    def _malformed(self) -> Response:
+    def _malformed_request(self) -> Response:
         request_id = new_id()
         response = problem("malformed-request", request_id)
         response.raw_headers.extend(response_marks(request_id, development=self._development))

@@ -53,7 +53,8 @@ def _status_document(
     lists: "tuple[StoredRevocationList, ...]",
     now: datetime,
 ) -> dict[str, Any]:
-    from kms.kds.audit import freshness, taken_until
+    from kms.kds.audit import freshness
+    from kms.snp.revocation import taken_until
 
     age = settings.crl_max_age
     return {
@@ -92,7 +93,8 @@ def _print_status(
     lists: "tuple[StoredRevocationList, ...]",
     now: datetime,
 ) -> None:
-    from kms.kds.audit import Freshness, freshness, taken_until
+    from kms.kds.audit import Freshness, freshness
+    from kms.snp.revocation import taken_until
 
     print("certificates" if counts else "no certificates")
     for each in counts:

@@ -5,24 +5,21 @@ uvicorn alone waits for ever for the end of a header: 256 requests that never en
 """
 
 import asyncio
-import contextlib
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import Response
 from typing_extensions import override
 
-from kms.http.accepting import Acceptor
-from kms.http.connections import HEADER_WITHIN, Connection, Door
+from kms.http.connections import HEADER_WITHIN, Door
+from kms.http.guarded import GuardedServer
 
 _KEEP_ALIVE: Final = 5  # seconds
 _GRACE: Final = 5  # seconds for requests in flight when it is told to stop
-_BACKLOG: Final = 2048
 _MOST_CONNECTIONS: Final = 256
 # Seven of eight places stay for everybody else.
 _MOST_OF_ONE_NETWORK: Final = 32
@@ -53,8 +50,8 @@ async def serve_mirror(
             loop.remove_signal_handler(each)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn with our own door, and without its own signal handling: it raises the signal once more."""
+class _Server(GuardedServer):
+    """The mirror's server; it says once it answers."""
 
     def __init__(
         self,
@@ -65,58 +62,24 @@ class _Server(uvicorn.Server):
         header_within: float,
     ) -> None:
         super().__init__(
-            uvicorn.Config(
-                app,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                # A header would let anybody choose the address that is limited.
-                proxy_headers=False,
-                timeout_keep_alive=_KEEP_ALIVE,
-                timeout_graceful_shutdown=_GRACE,
-            )
+            app,
+            listener,
+            tls,
+            door=Door(most=_MOST_CONNECTIONS, most_of_one=_MOST_OF_ONE_NETWORK),
+            malformed=_malformed,
+            keep_alive=_KEEP_ALIVE,
+            grace=_GRACE,
+            header_within=header_within,
         )
-        self._listener = listener
         self._serving = serving
-        self._header_within = header_within
-        self._door = Door(most=_MOST_CONNECTIONS, most_of_one=_MOST_OF_ONE_NETWORK)
-        self._acceptor = Acceptor(listener, tls, self._door, self._connection)
 
     def stop(self) -> None:
         self.should_exit = True
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await self.lifespan.startup()
-        self.servers = []
-        self._listener.setblocking(False)
-        self._listener.listen(_BACKLOG)
-        self._acceptor.start()
-        self.started = True
+        await super().startup(sockets)
         self._serving()
-
-    @override
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._acceptor.stop()
-        await super().shutdown(sockets)
-
-    @override
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def _connection(self, accepted: socket.socket, network: str) -> Connection:
-        return Connection(
-            self.config,
-            self.server_state,
-            accepted=accepted,
-            network=network,
-            door=self._door,
-            malformed=_malformed,
-            header_within=self._header_within,
-        )
 
 
 def _malformed() -> Response:

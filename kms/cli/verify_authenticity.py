@@ -17,7 +17,7 @@ from kms.settings import Settings
 from kms.snp.certificate import Certificate
 from kms.snp.product import Product
 from kms.snp.report import Report
-from kms.snp.revocation import Revocation, RevocationList
+from kms.snp.revocation import RevocationList
 from kms.snp.roots import TrustedRoots
 from kms.snp.verify import Unverified, VerifiedReport, verify
 
@@ -37,7 +37,9 @@ async def authenticate(
     The server's database is only read. Where something could not be had, that is a warning, and the report is
     judged with what there is.
     """
-    rules = Revocation(mode=settings.crl, max_age=settings.crl_max_age)
+    from kms.wiring import revocation_rules
+
+    rules = revocation_rules(settings)
     try:
         if not (settings.kds_urls or _has_store(settings) or settings.certificate_folder.exists()):
             return verify(report, given.certificates, roots, now, replace(rules, lists=given.lists))

@@ -3,19 +3,19 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from kms.checks import failures
 from kms.kds.judging import Judge, No
 from kms.ports import Role, StoredCertificate, StoredRevocationList
 from kms.snp.chain import Chain, build_chain
-from kms.snp.revocation import REVOKED, Revocation, RevocationList, RevocationMode, check_revocation
+from kms.snp.revocation import REVOKED, Revocation, RevocationMode, check_revocation, taken_until
+from kms.snp.revocation_list import RevocationList
 from kms.snp.roots import TrustedRoots
 
 Stored: TypeAlias = StoredCertificate | StoredRevocationList
-_END_OF_TIME: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class Freshness(StrEnum):
@@ -32,14 +32,6 @@ class Judged:
 
     stored: Stored
     problems: tuple[str, ...]
-
-
-def taken_until(known: RevocationList, max_age: timedelta) -> datetime:
-    """Give the last moment at which a list counts; one that names no next update is stale at once."""
-    try:
-        return (known.next_update or known.this_update) + max_age
-    except OverflowError:
-        return _END_OF_TIME
 
 
 def freshness(known: RevocationList, max_age: timedelta, now: datetime) -> Freshness:

@@ -7,14 +7,11 @@ from typing import Protocol
 from kms.identifiers import AppId, ChipId, ComposeHash, InstanceId, Measurement
 from kms.keys.names import KeyRequest
 from kms.measurement.images import Binding
-from kms.snp.advisories import NO_ADVISORIES, Advisories
-from kms.snp.flags import PlatformInfo, Signer
-from kms.snp.product import Cpuid, Product
-from kms.snp.report import FirmwareVersion
-from kms.snp.tcb import TcbVersions
+from kms.snp.advisories import NO_ADVISORIES, Advisories, Platform
+from kms.snp.flags import Signer
 
 
-class PlatformFacts(Protocol):
+class PlatformFacts(Platform, Protocol):
     """What the checks of the platform look at: a BootInfo, or what an unverified report claims."""
 
     @property
@@ -38,48 +35,8 @@ class PlatformFacts(Protocol):
         ...
 
     @property
-    def product(self) -> Product:
-        """The product line."""
-        ...
-
-    @property
-    def cpuid(self) -> Cpuid | None:
-        """CPUID; None in a version 2 report."""
-        ...
-
-    @property
     def signer(self) -> Signer:
         """The kind of key that signed."""
-        ...
-
-    @property
-    def tcb(self) -> TcbVersions:
-        """The four TCB versions."""
-        ...
-
-    @property
-    def current_firmware(self) -> FirmwareVersion:
-        """The running firmware."""
-        ...
-
-    @property
-    def committed_firmware(self) -> FirmwareVersion:
-        """The firmware that the host cannot go back behind."""
-        ...
-
-    @property
-    def platform_info(self) -> PlatformInfo:
-        """PLATFORM_INFO."""
-        ...
-
-    @property
-    def launch_mitigations(self) -> int | None:
-        """LAUNCH_MIT_VECTOR; None before version 5."""
-        ...
-
-    @property
-    def current_mitigations(self) -> int | None:
-        """CURRENT_MIT_VECTOR; None before version 5."""
         ...
 
 

@@ -87,7 +87,7 @@ def _check_list(chain: Chain, revocation: Revocation, known: list[RevocationList
     for each in known:
         if each.line is None or each.line == line:
             newest = _newer(each, newest)
-            if each.this_update <= now <= _accepted_until(each, revocation.max_age):
+            if each.this_update <= now <= taken_until(each, revocation.max_age):
                 current = _newer(each, current)
     shown = current or newest
     said = "none is known" if shown is None else _describe(shown, revocation.max_age, now)
@@ -99,7 +99,7 @@ def _newer(one: RevocationList, other: RevocationList | None) -> RevocationList:
     return one if other is None or one.replaces(other) else other
 
 
-def _accepted_until(known: RevocationList, max_age: timedelta) -> datetime:
+def taken_until(known: RevocationList, max_age: timedelta) -> datetime:
     """Give the last moment at which a list is still taken; without a next update it is stale at once."""
     try:
         return (known.next_update or known.this_update) + max_age
@@ -113,7 +113,7 @@ def _describe(known: RevocationList, max_age: timedelta, now: datetime) -> str:
         issued, due = f"{issued}, no next update named", known.this_update
     else:
         issued, due = f"{issued}, next update {known.next_update.isoformat()}", known.next_update
-    until = _accepted_until(known, max_age)
+    until = taken_until(known, max_age)
     if known.this_update > now:
         return f"not valid yet: {issued}"
     if now > until:
