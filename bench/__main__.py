@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import collateral, measurement, verification
+from bench import collateral, measurement, policy, verification
 from bench.pairs import Case
 
-_PARTS = ("measurement", "verification", "collateral")
+_PARTS = ("measurement", "verification", "collateral", "policy")
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
@@ -46,12 +46,15 @@ def _cases(parts: Sequence[str], rounds: int) -> Iterator[Case]:
     if "collateral" in parts:
         with tempfile.TemporaryDirectory() as folder:
             yield from collateral.cases(Path(folder), rounds)
+    if "policy" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            yield from policy.cases(Path(folder), rounds)
 
 
 def _print(case: Case) -> None:
-    print(f"{case.name}{'' if case.limit is None else f' (aim: at most {_time(case.limit)})'}")
+    print(f"{case.name}{'' if case.limit is None else f' (aim: at most {_figure(case, case.limit)})'}")
     for who in case.seconds:
-        line = f"  {who:<16} {_time(case.median(who)):>10}"
+        line = f"  {who:<16} {_figure(case, case.median(who)):>10}"
         if who != case.ours:
             line += f"   ours is {case.ratio(who):.3f} of it"
             if who in case.aims:
@@ -65,12 +68,17 @@ def _described(case: Case) -> dict[str, object]:
     return {
         "name": case.name,
         "rounds": len(case.seconds[case.ours]),
-        "median_seconds": {who: case.median(who) for who in case.seconds},
+        "unit": case.unit,
+        "median": {who: case.median(who) for who in case.seconds},
         "ratio_to": {who: case.ratio(who) for who in others},
         "aims": dict(case.aims),
-        "limit_seconds": case.limit,
+        "limit": case.limit,
         "met": case.met(),
     }
+
+
+def _figure(case: Case, value: float) -> str:
+    return _time(value) if case.unit == "s" else f"{value:.0f} {case.unit}"
 
 
 def _time(seconds: float) -> str:

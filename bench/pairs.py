@@ -13,13 +13,15 @@ Work: TypeAlias = Callable[[], object]
 class Case:
     """Seconds of each contestant, round by round; the first is ours.
 
-    `aims` are the greatest ratios to others, `limit` the greatest median of ours in seconds.
+    `aims` are the greatest ratios to others, `limit` the greatest median of ours in seconds. With another
+    `unit` than ``s`` all figures are in that.
     """
 
     name: str
     seconds: Mapping[str, tuple[float, ...]]
     aims: Mapping[str, float] = field(default_factory=dict)
     limit: float | None = None
+    unit: str = "s"
 
     @property
     def ours(self) -> str:

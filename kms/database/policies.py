@@ -1,7 +1,9 @@
 """Policy revisions in the database, and the one in force in memory."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -9,7 +11,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from kms.background import Background
+from kms.background import Background, collector_at_rest
 from kms.database.engine import reading, writing
 from kms.database.schema import active_policy, policy_revisions
 from kms.errors import LedgerUnavailable
@@ -27,6 +29,7 @@ _log = structlog.get_logger("kms.policy")
 
 # Every server follows a change within 2 s; a decision by an older revision is refused by the record anyway.
 _FOLLOW_EVERY: Final = 1.0
+_PAUSE_BETWEEN_IMAGES: Final = 2e-4  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +41,21 @@ class LoadedPolicy:
     computing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     @classmethod
-    def of(cls, revision: Revision) -> "LoadedPolicy":
-        """Compile a revision."""
-        policy = Policy(revision)
-        return cls(policy, LaunchFinder(policy))
+    def of(cls, revision: Revision, before: "LoadedPolicy | None" = None) -> "LoadedPolicy":
+        """Compile a revision; of the one before, the measurements of images that stay the same are kept."""
+        with collector_at_rest():
+            policy = Policy(revision)
+        # After each image: a thread that gives Python's lock back for a moment, as hashing a page does, and
+        # takes it again at once can keep the event loop from it for hundreds of milliseconds.
+        pause = partial(time.sleep, _PAUSE_BETWEEN_IMAGES)
+        earlier = None if before is None else before.launches
+        return cls(policy, LaunchFinder(policy, earlier, after_each=pause))
 
     async def find_launch(
         self, verified: VerifiedReport, hint: LaunchHint, app: NamedApp | None
     ) -> Launch | None:
-        """Find a launch; while tables are still to be computed, beside the event loop."""
-        if self.launches.filled:
+        """Find a launch; where measurements have to be computed, beside the event loop."""
+        if self.launches.only_looks_up(hint, app):
             return self.launches.find(verified, hint, app)
         return await asyncio.to_thread(self.launches.find, verified, hint, app)
 
@@ -57,8 +65,7 @@ class LoadedPolicy:
         What follows from a guest's own words is computed beside the event loop, one at a time: anybody may
         make us compute it.
         """
-        guest_chosen = hint.description is not None or (app is not None and app.compose_hash is not None)
-        if self.launches.filled and not guest_chosen:
+        if self.launches.only_looks_up(hint, app):
             return self.launches.may_show(claimed, hint, app)
         async with self.computing:
             return await asyncio.to_thread(self.launches.may_show, claimed, hint, app)
@@ -98,7 +105,7 @@ class PolicyStore:
             row = (await connection.execute(query)).first()
         if row is None:
             return None
-        return await asyncio.to_thread(Revision.from_canonical, row.documents, digest=digest)
+        return await asyncio.to_thread(_read, row.documents, digest)
 
     async def apply(
         self, revision: Revision, *, author: str, message: str, from_folder: bool = False
@@ -150,6 +157,8 @@ class PolicyStore:
 
     async def _with_standing_revocations(self, folder: Revision) -> Revision:
         active, last = await self.active_revision(), await self.folder_revision()
+        if active == last:
+            return folder  # what is in force is the last folder's: nothing else was revoked
         in_force = None if active is None else await self.load(active)
         if in_force is None:
             return folder
@@ -193,10 +202,15 @@ class FollowedPolicies:
                 raise LedgerUnavailable(f"the stored policy {digest} is damaged: {error}") from error
             if revision is None:
                 raise LedgerUnavailable(f"the policy in force, {digest}, is not in the database")
-            loaded = self._loaded = await asyncio.to_thread(LoadedPolicy.of, revision)
+            loaded = self._loaded = await asyncio.to_thread(LoadedPolicy.of, revision, self._loaded)
             # Whoever asks meanwhile waits only for the images of the app that it names.
             self._filling = asyncio.create_task(_fill(loaded.launches))
             _log.info("policy-in-force", revision=digest)
+
+    async def filled(self) -> None:
+        """Wait until nothing is left to compute ahead for the revision in force."""
+        if self._filling is not None:
+            await self._filling
 
     def start(self) -> None:
         """Start following in the running event loop."""
@@ -212,6 +226,11 @@ class FollowedPolicies:
         except LedgerUnavailable as error:
             # The revision in memory stays in force; the record refuses it if the pointer moved on.
             _log.error("policy-not-followed", cause=error.detail)
+
+
+def _read(documents: bytes, digest: str) -> Revision:
+    with collector_at_rest():
+        return Revision.from_canonical(documents, digest=digest)
 
 
 async def _fill(launches: LaunchFinder) -> None:

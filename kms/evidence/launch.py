@@ -5,18 +5,17 @@ lesson 19): every candidate's is computed here from the operator's own descripti
 whose hash the operator allowed.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import InitVar, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import InitVar, dataclass
 from itertools import chain
-from threading import Lock
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from kms.evidence.app_document import AppIdentity
 from kms.identifiers import AppId, ComposeHash, Measurement, OsImageHash
 from kms.measurement.description import os_image_hash
 from kms.measurement.errors import MeasurementError
-from kms.measurement.images import Binding, Image, LaunchHint, MeasurementTable
+from kms.measurement.images import Binding, Image, LaunchHint, NamedMachine
+from kms.measurement.index import AppNames, MeasurementIndex, RecentTables
 from kms.snp.verify import VerifiedReport
 
 # Tables of command lines filled with what a guest claims, and of images that only a guest describes: a
@@ -79,114 +78,155 @@ class NamedApp:
     compose_hash: ComposeHash | None
 
 
+class _Match(NamedTuple):
+    """An image that shows the measurement, on this machine; with the app that fills its command line."""
+
+    image: Image
+    machine: NamedMachine
+    cmdline_app: AppNames | None = None
+
+
 class LaunchFinder:
     """Finds launches for one policy revision, and remembers what it computed.
 
-    Tables are computed when first needed, or ahead by `fill`. Threads may share it.
+    Measurements are computed when first needed, or ahead by `fill`. `before` is the finder of the revision
+    before: what it computed of images that are still the same is used again. `after_each` is called after an
+    image was computed, so that the caller's other threads get their turn. Threads may share a finder.
     """
 
-    def __init__(self, allowed: AllowedImages) -> None:
+    def __init__(
+        self,
+        allowed: AllowedImages,
+        before: "LaunchFinder | None" = None,
+        *,
+        after_each: Callable[[], None] | None = None,
+    ) -> None:
         self._allowed = allowed
-        self._tables: dict[int, MeasurementTable] = {}
-        self._guest_chosen: OrderedDict[tuple[object, ...], MeasurementTable] = OrderedDict()
-        self._lock = Lock()
-        self.filled = False
+        self._after_each = after_each
+        images = tuple(allowed.images)
+        self._templates = tuple(image for image in images if image.has_placeholders)
+        self._index = MeasurementIndex() if before is None else before.index_for(len(images))
+        self._indexed = {self._index.number(image): image for image in images if not image.has_placeholders}
+        self._numbers = {id(image): number for number, image in self._indexed.items()}
+        self._guest_chosen = RecentTables(_MAX_GUEST_CHOSEN_TABLES)
+        self._filled = False
+
+    def index_for(self, images: int) -> MeasurementIndex:
+        """Give the index to the finder of a later revision; a new one when most would be of images gone."""
+        return self._index if len(self._index) <= 2 * images else MeasurementIndex()
 
     def fill(self) -> None:
-        """Compute every table that does not depend on what a guest says: about a millisecond an image."""
-        for image in self._allowed.images:
-            if not image.has_placeholders:
-                self._table(image, None).compute()
-        self.filled = True
+        """Compute all that does not depend on what a guest says: about a millisecond an image."""
+        if not self._filled:
+            self._compute(self._indexed)
+            self._filled = True
+
+    def _compute(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if self._index.compute(number) and self._after_each is not None:
+                self._after_each()
+
+    def only_looks_up(self, hint: LaunchHint, app: NamedApp | None) -> bool:
+        """Say whether nothing is left to compute, nor follows from what the guest itself says."""
+        names_app = app is not None and app.compose_hash is not None
+        return self._filled and hint.description is None and not (names_app and self._templates)
 
     def find(self, verified: VerifiedReport, hint: LaunchHint, app: NamedApp | None) -> Launch | None:
         """Give the launch that the report's MEASUREMENT proves, or None if no allowed image shows it.
 
         The app's own images come first: if one of them matches, the others are not even computed.
         """
-        return self._find(verified.report.measurement, hint, app, remember=True)
+        return self._find(verified.report.measurement, hint, app, proven=True)
 
     def may_show(self, claimed: Measurement, hint: LaunchHint, app: NamedApp | None) -> bool:
         """Say whether an allowed image shows a measurement that nobody has proven yet.
 
-        Tables that follow from what the guest says are computed for this question alone: a stranger without
-        any chip must not fill memory with them.
+        A stranger without any chip must neither fill memory nor keep the processor busy: tables that follow
+        from what the guest says are computed for this question alone, and only for the app's own images.
         """
-        return self._find(claimed, hint, app, remember=False) is not None
+        return self._find(claimed, hint, app, proven=False) is not None
 
     def _find(
-        self, measurement: Measurement, hint: LaunchHint, app: NamedApp | None, *, remember: bool
+        self, measurement: Measurement, hint: LaunchHint, app: NamedApp | None, *, proven: bool
     ) -> Launch | None:
         own = self._allowed.images_of(app.app_id) if app else ()
-        described = self._described(hint)
-        known = {id(image) for image in own}
-        others = [image for image in self._allowed.images if id(image) not in known]
-        for group in (_hinted_first(own, hint), described, _hinted_first(others, hint)):
-            launch = self._find_among(group, measurement, app, remember=remember)
-            if launch is not None:
-                return launch
-        return None
+        among = {self._numbers[id(image)]: image for image in own if id(image) in self._numbers}
+        self._compute(among)
+        templates = tuple(image for image in own if image.has_placeholders)
+        groups = (
+            chain(self._look_up(measurement, among), self._filled_in(templates, measurement, app, proven)),
+            self._described(hint, measurement, app, proven),
+            chain(
+                self._look_up(measurement, self._indexed, fill=True),
+                self._filled_in(self._templates if proven else (), measurement, app, proven),
+            ),
+        )
+        launches = (_launch(measurement, group, hint) for group in groups)
+        return next((launch for launch in launches if launch is not None), None)
 
-    def _find_among(
-        self, images: Iterable[Image], measurement: Measurement, app: NamedApp | None, *, remember: bool
-    ) -> Launch | None:
-        found: Launch | None = None
-        for image in images:
-            cmdline_app = _cmdline_app(image, app)
-            if image.has_placeholders and cmdline_app is None:
-                continue
-            table = self._table(image, cmdline_app, remember=remember)
-            for machine in table.find(measurement):
-                if found is not None:
-                    # Two documents may describe the same launch: what both say it enforces is what counts.
-                    found = replace(found, enforces=found.enforces & image.enforces, made_by=_HERE)
-                    continue
-                found = Launch(
-                    measurement=measurement,
-                    image=image.name,
-                    os_image_hash=image.os_image_hash,
-                    vcpus=machine.machine.vcpus,
-                    vcpu_type=machine.vcpu_type,
-                    guest_features=machine.machine.guest_features,
-                    enforces=image.enforces,
-                    cmdline_app=cmdline_app,
-                    made_by=_HERE,
-                )
-        return found
+    def _look_up(
+        self, measurement: Measurement, among: Mapping[int, Image], *, fill: bool = False
+    ) -> Iterator[_Match]:
+        """Look among these images; with `fill`, when all are computed."""
+        if fill:
+            self.fill()
+        for number, machine in self._index.find(measurement):
+            if number in among:
+                yield _Match(among[number], machine)
 
-    def _described(self, hint: LaunchHint) -> tuple[Image, ...]:
-        """Give the image that the guest describes, if its hash is allowed; else the hint is ignored."""
+    def _filled_in(
+        self, templates: Iterable[Image], measurement: Measurement, app: NamedApp | None, remember: bool
+    ) -> Iterator[_Match]:
+        """Look at command lines with placeholders, filled in for the app that is named."""
+        if app is None or app.compose_hash is None:
+            return
+        names = app.app_id, app.compose_hash
+        for image in templates:
+            for machine in self._guest_chosen.table(image, names, remember=remember).find(measurement):
+                yield _Match(image, machine, names)
+
+    def _described(
+        self, hint: LaunchHint, measurement: Measurement, app: NamedApp | None, remember: bool
+    ) -> Iterator[_Match]:
+        """Look at the image that the guest describes, if its hash is allowed; else the hint is ignored."""
         if hint.description is None:
-            return ()
+            return
         try:
             # The hash comes first: nothing is computed from a description that nobody allowed.
             if not self._allowed.lists_image_hash(os_image_hash(hint.description)):
-                return ()
-            return (Image.described_by_guest(hint.description),)
+                return
+            image = Image.described_by_guest(hint.description)
         except MeasurementError:
-            return ()
+            return
+        if image.has_placeholders:
+            yield from self._filled_in((image,), measurement, app, remember)
+            return
+        for machine in self._guest_chosen.table(image, None, remember=remember).find(measurement):
+            yield _Match(image, machine)
 
-    def _table(
-        self, image: Image, cmdline_app: tuple[AppId, ComposeHash] | None, *, remember: bool = True
-    ) -> MeasurementTable:
-        if image.name is not None and cmdline_app is None:
-            table = self._tables.get(id(image))
-            if table is None:
-                table = self._tables[id(image)] = MeasurementTable(image)
-            return table
-        key = (image.name, image.os_image_hash, cmdline_app)
-        with self._lock:
-            table = self._guest_chosen.pop(key, None)
-            known = table is not None
-            if table is None:
-                cmdline = None if cmdline_app is None else image.filled_cmdline(*cmdline_app)
-                table = MeasurementTable(image, cmdline)
-            if remember or known:
-                # The latest stands last; the first to go is the one that nobody asked for longest.
-                self._guest_chosen[key] = table
-            if len(self._guest_chosen) > _MAX_GUEST_CHOSEN_TABLES:
-                self._guest_chosen.popitem(last=False)
-        return table
+
+def _launch(measurement: Measurement, matches: Iterable[_Match], hint: LaunchHint) -> Launch | None:
+    """Make the launch of the images that match, named as the hint names it where one is named so."""
+    found = sorted(matches, key=lambda each: (not _hinted(each.image, hint), each.image.name or ""))
+    if not found:
+        return None
+    image, machine, cmdline_app = found[0]
+    return Launch(
+        measurement=measurement,
+        image=image.name,
+        os_image_hash=image.os_image_hash,
+        vcpus=machine.machine.vcpus,
+        vcpu_type=machine.vcpu_type,
+        guest_features=machine.machine.guest_features,
+        # Several documents may describe the same launch: what all say it enforces is what counts.
+        enforces=frozenset.intersection(*(each.image.enforces for each in found)),
+        cmdline_app=cmdline_app,
+        made_by=_HERE,
+    )
+
+
+def _hinted(image: Image, hint: LaunchHint) -> bool:
+    return hint.image is not None and hint.image in {image.name, image.os_image_hash.hex()}
 
 
 def choose_identity(
@@ -210,16 +250,3 @@ def choose_identity(
         if identity.binding in launch.enforces and identity.binding in accepted
     ]
     return next(chain(counting, offered), None)
-
-
-def _cmdline_app(image: Image, app: NamedApp | None) -> tuple[AppId, ComposeHash] | None:
-    if not image.has_placeholders or app is None or app.compose_hash is None:
-        return None
-    return app.app_id, app.compose_hash
-
-
-def _hinted_first(images: Iterable[Image], hint: LaunchHint) -> Iterator[Image]:
-    listed = list(images)
-    if hint.image is not None:
-        listed.sort(key=lambda image: hint.image not in {image.name, image.os_image_hash.hex()})
-    return iter(listed)

@@ -8,13 +8,14 @@ whatever the guest says of itself.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Final, Self
 
 from kms.identifiers import AppId, ComposeHash, Measurement, OsImageHash
 from kms.measurement.description import LaunchDescription, os_image_hash
 from kms.measurement.errors import MeasurementError
 from kms.measurement.guest_features import SNP_ACTIVE, acceptable_features
-from kms.measurement.launch import launch_prefix
+from kms.measurement.launch import launch_measurement, launch_prefix
 from kms.measurement.snp import MAX_VCPUS, Machine, check_vcpus, measurements
 from kms.measurement.vcpu_types import VCPU_TYPES
 from kms.strict_json import Fields, JsonError, JsonValue
@@ -192,7 +193,7 @@ class MeasurementTable:
             for name in first.values()
             for features in image.guest_features
         ]
-        # Digest to position: family and vCPU count in one small integer, whatever the table's size.
+        # Digest to place: family and vCPU count in one small integer, whatever the table's size.
         self._by_digest: dict[bytes, int] | None = None
 
     def find(self, measurement: Measurement) -> tuple[NamedMachine, ...]:
@@ -202,33 +203,38 @@ class MeasurementTable:
             MeasurementError: the command line given to the table cannot be measured.
 
         """
-        position = self.compute().get(measurement)
-        return () if position is None else (self._machine(position),)
+        place = self._computed().get(measurement)
+        return () if place is None else (self._machine(place),)
 
-    def compute(self) -> Mapping[bytes, int]:
-        """Compute all measurements if that was not done yet. Raises as `find`."""
+    def _computed(self) -> Mapping[bytes, int]:
         if self._by_digest is None:
-            self._by_digest = {digest: position for position, digest in self._compute()}
+            self._by_digest = {digest: place for place, digest in self.places()}
         return self._by_digest
 
     def __iter__(self) -> Iterator[tuple[Measurement, NamedMachine]]:
         """Give each measurement with its machine: by vCPU type, then features, then vCPU count."""
-        for position, digest in self._compute():
-            yield Measurement(digest), self._machine(position)
+        for place, digest in self.places():
+            yield Measurement(digest), self._machine(place)
 
     def __len__(self) -> int:
         return len(self._families) * (self._image.vcpus_maximum - self._image.vcpus_minimum + 1)
 
-    def _compute(self) -> Iterator[tuple[int, bytes]]:
+    def at(self, place: int, measurement: Measurement) -> NamedMachine | None:
+        """Give the machine of a place if the image does show the measurement on it, computed anew."""
+        named = self._machine(place)
+        shown = launch_measurement(self._image.description, named.machine, cmdline=self._cmdline)
+        return named if shown == measurement else None
+
+    def places(self) -> Iterator[tuple[int, bytes]]:
+        """Give each measurement (48 bytes) with its place: a small number that stands for the machine."""
         description, minimum = self._image.description, self._image.vcpus_minimum
         prefix = launch_prefix(description, cmdline=self._cmdline)
         for family, (largest, _) in enumerate(self._families):
             digests = measurements(prefix, description.vmm, largest, description.firmware.reset_eip)
-            for vcpus, digest in enumerate(digests, start=1):
-                if vcpus >= minimum:
-                    yield family * (MAX_VCPUS + 1) + vcpus, digest
+            # Nothing of ours runs for each of them: an index of images has a million.
+            yield from enumerate(islice(digests, minimum - 1, None), family * (MAX_VCPUS + 1) + minimum)
 
-    def _machine(self, position: int) -> NamedMachine:
-        family, vcpus = divmod(position, MAX_VCPUS + 1)
+    def _machine(self, place: int) -> NamedMachine:
+        family, vcpus = divmod(place, MAX_VCPUS + 1)
         largest, name = self._families[family]
         return NamedMachine(Machine(vcpus, largest.vcpu_signature, largest.guest_features), name)

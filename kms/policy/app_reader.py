@@ -1,7 +1,7 @@
 """Reads `kind: app`, and what every kind has in common."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final, TypedDict, TypeVar
 
@@ -62,11 +62,11 @@ def read_app(reader: Reader) -> AppDocument:
     expires_at = reader.optional("expires_at", values.time, None)
     identity = reader.required("id", app_id)
     compose = reader.allowlist("compose", compose_hash, empty=_NOBODY)
-    images = reader.listed("images", name_or(os_image_hash), empty=_NOBODY)
-    chips = reader.allowlist("chips", name_or(values.chip_id), empty=_NOBODY)
+    images = reader.listed("images", _image, empty=_NOBODY)
+    chips = reader.allowlist("chips", _chip, empty=_NOBODY)
     tcb = reader.required("tcb", values.name, why="name a `kind: tcb`")
     guest = reader.optional("guest", values.name, STRICT)
-    binding = reader.listed("binding", values.one_of(Binding, "a binding"), empty="no binding, no release")
+    binding = reader.listed("binding", _binding, empty="no binding, no release")
     keys = reader.listed("keys", _key, empty="it releases no key")
     advisories = reader.listed_or("forbid_advisories", _advisory, ())
     epoch: Slot[int | None] = reader.optional("epoch", values.integer(1, 2**31 - 1), None)
@@ -80,18 +80,15 @@ def read_app(reader: Reader) -> AppDocument:
         expires_at=expires_at.value,
         id=identity.value,
         compose=compose.value,
-        images=frozenset(each for each in listed_images if isinstance(each, str)),
-        image_hashes=frozenset(each for each in listed_images if isinstance(each, OsImageHash)),
-        chips=Allowlist(
-            frozenset(each for each in listed_chips.items if isinstance(each, ChipId)),
-            listed_chips.anything,
-        ),
-        chip_sets=frozenset(each for each in listed_chips.items if isinstance(each, str)),
+        images=_of(str, listed_images),
+        image_hashes=_of(OsImageHash, listed_images),
+        chips=_allowlist(_of(ChipId, listed_chips.items), listed_chips.anything),
+        chip_sets=_of(str, listed_chips.items),
         tcb=tcb.value,
         guest=guest.value,
-        binding=frozenset(binding.value),
+        binding=_of(Binding, binding.value),
         keys=keys.value,
-        forbid_advisories=frozenset(advisories.value),
+        forbid_advisories=_of(str, advisories.value),
         epoch=epoch.value,
         tls=tls.value,
         compat=compat.value,
@@ -107,7 +104,27 @@ def name_or(parse: Callable[[Node], T]) -> Callable[[Node], T | str]:
     return parse_either
 
 
-@lru_cache(maxsize=1 << 12)  # ten thousand apps list the same few keys: parsed and kept once
+_image: Final = name_or(os_image_hash)
+_chip: Final = name_or(values.chip_id)
+_binding: Final = values.one_of(Binding, "a binding")
+
+
+def _of(kind: type[T], listed: Iterable[object]) -> frozenset[T]:
+    return _one_copy(frozenset(each for each in listed if isinstance(each, kind)), kind.__name__)
+
+
+# Ten thousand apps list the same few names and keys, so they share them.
+@lru_cache(maxsize=1 << 12)
+def _one_copy(values: frozenset[T], _: str) -> frozenset[T]:
+    return values
+
+
+@lru_cache(maxsize=1 << 12)
+def _allowlist(items: frozenset[ChipId], anything: bool) -> Allowlist[ChipId]:
+    return Allowlist(items, anything)
+
+
+@lru_cache(maxsize=1 << 12)
 def _key_pattern(text: str) -> KeyPattern:
     return KeyPattern.parse(text)
 

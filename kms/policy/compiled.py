@@ -125,11 +125,11 @@ def _of(kind: type[D], documents: Iterable[AnyDocument]) -> list[D]:
     return [each for each in documents if isinstance(each, kind)]
 
 
-def _sets_by_chip(sets: Iterable[ChipsDocument]) -> dict[ChipId, tuple[str, ...]]:
-    found: dict[ChipId, tuple[str, ...]] = {}
+def _sets_by_chip(sets: Iterable[ChipsDocument]) -> dict[bytes, tuple[str, ...]]:
+    found: dict[bytes, tuple[str, ...]] = {}
     for each in sets:
         # One tuple for all chips that are in this set alone, however many they are.
         alone = (each.name,)
-        for chip in each.chips:
+        for chip in each.chips.plain():
             found[chip] = (*found[chip], each.name) if chip in found else alone
     return found

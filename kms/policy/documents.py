@@ -14,6 +14,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 from kms.identifiers import AppId, ChipId, ComposeHash, KeyDigest, Measurement, OsImageHash
 from kms.keys.names import KeyPattern
 from kms.measurement.images import Binding, Image
+from kms.policy.chip_set import ChipSet
 from kms.snp.flags import Signer
 from kms.snp.product import Cpuid, Product
 
@@ -184,7 +185,7 @@ STRICT_GUEST: Final = GuestDocument(name=STRICT)
 class ChipsDocument(Document):
     """A named set of chips."""
 
-    chips: frozenset[ChipId]
+    chips: ChipSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Checks of how the guest was launched and who asks, by its guest document."""
 
 from collections.abc import Iterator
+from functools import cache
 
 from kms.boot_info import BootInfo
 from kms.checks import Check
@@ -74,6 +75,7 @@ def _debug_check(document: GuestDocument, boot_info: BootInfo, context: Context)
     return Check("policy-debug", passed, f"the debug bit of the guest's POLICY is {shown}", "debug-enabled")
 
 
+@cache  # there are a few dozen of these, and each decision makes eight
 def _bit_check(name: str, wanted: Wanted, seen: bool) -> Check:
     passed = wanted is Wanted.ANY or seen is (wanted is Wanted.SET)
     detail = f"{name} is {'set' if seen else 'clear'} in the guest's POLICY, wanted: {wanted}"

@@ -1,6 +1,6 @@
 """What a policy file says, with the place of every word: the tree between YAML text and documents."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, overload
 
@@ -31,6 +31,15 @@ class Items:
     line: int
     column: int
 
+    def texts(self) -> list[str] | None:
+        """Give the items if each of them is text."""
+        if isinstance(self.items, _JsonItems):
+            values = self.items.json
+        else:
+            values = [item.value if isinstance(item, Scalar) else None for item in self.items]
+        texts = [value for value in values if isinstance(value, str)]
+        return texts if len(texts) == len(values) else None
+
 
 class Member(NamedTuple):
     """A key and its value."""
@@ -46,6 +55,11 @@ class Members:
     members: Mapping[str, Member]
     line: int
     column: int
+
+    @property
+    def names(self) -> Set[str]:
+        """The keys."""
+        return self.members.keys()
 
     def value(self, name: str) -> "Node | None":
         """Give the value of a member, if it is there."""
@@ -68,22 +82,51 @@ def to_json(node: Node) -> JsonValue:
     """Give what was written as JSON: no defaults, nothing added."""
     if isinstance(node, Scalar):
         return node.value
+    if isinstance(node, _JsonMembers):
+        return node.json
     if isinstance(node, Items):
         return [to_json(item) for item in node.items]
     return {name: to_json(member.value) for name, member in node.members.items()}
 
 
+class _JsonMembers(Members):
+    """A JSON object, whose nodes are made when they are read."""
+
+    __slots__ = ("json",)
+
+    json: dict[str, JsonValue]
+
+    def __init__(self, value: dict[str, JsonValue]) -> None:
+        # The slots of a frozen class; `members` is not one of them here.
+        for name, content in (("json", value), ("line", 1), ("column", 1)):
+            object.__setattr__(self, name, content)
+
+    @property
+    @override
+    def members(self) -> Mapping[str, Member]:
+        return {name: Member(Scalar(name, name, 1, 1), from_json(value)) for name, value in self.json.items()}
+
+    @property
+    @override
+    def names(self) -> Set[str]:
+        return self.json.keys()
+
+    @override
+    def value(self, name: str) -> Node | None:
+        return from_json(self.json[name]) if name in self.json else None
+
+
 class _JsonItems(Sequence[Node]):
     """Nodes of a JSON list, made when they are read: of a hundred thousand chips one at a time is alive."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("json",)
 
-    def __init__(self, values: list[JsonValue]) -> None:
-        self._values = values
+    def __init__(self, value: list[JsonValue]) -> None:
+        self.json = value
 
     @override
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.json)
 
     @overload
     def __getitem__(self, index: int) -> Node: ...
@@ -92,12 +135,12 @@ class _JsonItems(Sequence[Node]):
     @override
     def __getitem__(self, index: int | slice) -> Node | Sequence[Node]:
         if isinstance(index, slice):
-            return _JsonItems(self._values[index])
-        return from_json(self._values[index])
+            return _JsonItems(self.json[index])
+        return from_json(self.json[index])
 
     @override
     def __iter__(self) -> Iterator[Node]:
-        return map(from_json, self._values)
+        return map(from_json, self.json)
 
 
 def from_json(value: JsonValue) -> Node:
@@ -107,6 +150,5 @@ def from_json(value: JsonValue) -> Node:
     if isinstance(value, list):
         return Items(_JsonItems(value), 1, 1)
     if isinstance(value, dict):
-        members = {key: Member(Scalar(key, key, 1, 1), from_json(item)) for key, item in value.items()}
-        return Members(members, 1, 1)
+        return _JsonMembers(value)
     return Scalar(value, str(value), 1, 1)

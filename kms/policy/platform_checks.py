@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from functools import cache
 
 from kms.checks import Check
 from kms.policy.compiled import CompiledApp, Policy
@@ -24,6 +25,7 @@ def revocation_checks(policy: Policy, facts: PlatformFacts) -> Iterator[Check]:
     yield _not_revoked("product", facts.product in revoked.products)
 
 
+@cache  # there are ten of these, and each decision makes five
 def _not_revoked(what: str, revoked: bool) -> Check:
     detail = f"this {what} is {'' if revoked else 'not '}revoked"
     return Check(f"{what}-not-revoked", not revoked, detail, f"{what}-revoked")

@@ -65,7 +65,7 @@ class Reader:
 
     def has(self, name: str) -> bool:
         """Say whether the member was written."""
-        return name in self.node.members
+        return name in self.node.names
 
     def place(self, name: str) -> Node:
         """Give the member's value for its place, or the mapping where there is none."""
@@ -104,8 +104,12 @@ class Reader:
 
     def listed(self, name: str, parse: Callable[[Node], T], *, empty: str = "") -> Slot[tuple[T, ...]]:
         """Read a required list. `empty` is the warning that an empty one gets."""
-        slot = self.required(name, list_of(parse, name))
-        self._warn_about_list(name, slot, empty)
+        return self.whole_list(name, list_of(parse, name), empty=empty)
+
+    def whole_list(self, name: str, parse: Callable[[Node], T], *, empty: str = "") -> Slot[T]:
+        """Read a required list by a parser of all of it."""
+        slot = self.required(name, parse)
+        self._warn_about_list(name, empty)
         return slot
 
     def listed_or(
@@ -113,15 +117,12 @@ class Reader:
     ) -> Slot[tuple[T, ...]]:
         """Read a list that may be left out."""
         slot = self.optional(name, list_of(parse, name), default)
-        self._warn_about_list(name, slot, empty)
+        self._warn_about_list(name, empty)
         return slot
 
     def allowlist(self, name: str, parse: Callable[[Node], T], *, empty: str) -> Slot[Allowlist[T]]:
         """Read a required list, or the word ``any``."""
-        if self._says_any(name):
-            self._known.append(name)
-            return Slot(Allowlist(frozenset(), anything=True))
-        return _as_allowlist(self.listed(name, parse, empty=empty))
+        return self.whole_list(name, _allowlist_of(parse, name), empty=empty)
 
     def allowlist_or_any(self, name: str, parse: Callable[[Node], T], *, empty: str) -> Slot[Allowlist[T]]:
         """Read a list, or the word ``any``, which it also is when left out."""
@@ -130,13 +131,9 @@ class Reader:
             return Slot(Allowlist(frozenset(), anything=True))
         return self.allowlist(name, parse, empty=empty)
 
-    def _says_any(self, name: str) -> bool:
-        node = self.node.value(name)
-        return isinstance(node, Scalar) and node.value == ANY
-
-    def _warn_about_list(self, name: str, slot: Slot[tuple[T, ...]], empty: str) -> None:
-        node = self.node.value(name)
-        if not isinstance(node, Items) or not self.notes.with_warnings:
+    def _warn_about_list(self, name: str, empty: str) -> None:
+        node = self.node.value(name) if self.notes.with_warnings else None
+        if not isinstance(node, Items):
             return
         if not node.items and empty:
             self.notes.warning(node, f"`{name}` is empty: {empty}")
@@ -149,18 +146,22 @@ class Reader:
 
     def end(self) -> None:
         """Refuse members that nobody asked for (field lesson 25: ignored ones are rules that do nothing)."""
-        for name, member in self.node.members.items():
+        for name in self.node.names:
             if name not in self._known:
-                unused = [known for known in self._known if known not in self.node.members]
+                unused = [known for known in self._known if not self.has(known)]
                 hint = closest(name, unused or self._known)
-                self.notes.error(member.key, f"{self._what} has no `{name}`: {hint}")
+                self.notes.error(self.node.members[name].key, f"{self._what} has no `{name}`: {hint}")
 
 
-def _as_allowlist(slot: Slot[tuple[T, ...]]) -> Slot[Allowlist[T]]:
-    try:
-        return Slot(Allowlist(frozenset(slot.value)))
-    except Unread:
-        return Slot()
+def _allowlist_of(parse: Callable[[Node], T], name: str) -> Callable[[Node], Allowlist[T]]:
+    parse_list = list_of(parse, name)
+
+    def parse_allowlist(node: Node) -> Allowlist[T]:
+        if isinstance(node, Scalar) and node.value == ANY:
+            return Allowlist(frozenset(), anything=True)
+        return Allowlist(frozenset(parse_list(node)))
+
+    return parse_allowlist
 
 
 def list_of(parse: Callable[[Node], T], name: str) -> Callable[[Node], tuple[T, ...]]:

@@ -55,10 +55,10 @@ class Read:
         return self.place(member)
 
 
-def check_references(read: Sequence[Read], *, now: datetime | None) -> Iterator[Finding]:
+def check_references(read: Sequence[Read], *, now: datetime | None, warn: bool = True) -> Iterator[Finding]:
     """Find duplicates and references to nothing; warn of what is revoked, expired or can never match."""
     names = _names(read)
-    notebooks = [Notes(each.file) for each in read]
+    notebooks = [Notes(each.file, with_warnings=warn) for each in read]
     _unique(read, notebooks)
     revoked = [each.document for each in read if isinstance(each.document, RevokedDocument)]
     images = {
@@ -69,8 +69,9 @@ def check_references(read: Sequence[Read], *, now: datetime | None) -> Iterator[
         document = each.document
         if isinstance(document, AppDocument):
             _resolve_app(each, document, names, notes)
-            _warn_of_revoked(each, document, revoked, notes)
-            _warn_of_nobody(each, document, images, guests.get(document.guest), notes)
+            if warn:
+                _warn_of_revoked(each, document, revoked, notes)
+                _warn_of_nobody(each, document, images, guests.get(document.guest), notes)
         if isinstance(document, RevokedDocument):
             for name in sorted(document.images):
                 _resolve(each, "images", name, names["image"], notes, advice=_REVOKE_BY_HASH)

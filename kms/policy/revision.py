@@ -5,7 +5,7 @@ defaults, sorted by kind, then id (apps) or name: layout, comments, order and fi
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
@@ -65,16 +65,7 @@ class Revision:
         seen = digest_of(canonical)
         if digest is not None and seen != digest:
             raise _not_stored("its bytes are not those that its digest names")
-        try:
-            values: JsonValue = json.loads(canonical, object_pairs_hook=_sorted_members)
-        except (ValueError, RecursionError):
-            raise _not_stored("it is not JSON in RFC 8785 form") from None
-        if not isinstance(values, list):
-            raise _not_stored("it is not an array")
-        # A digest is unique only if the order is: the same documents in another order are another text.
-        if not all(isinstance(value, dict) for value in values) or values != sorted(values, key=_sort_key):
-            raise _not_stored("its documents are not sorted by kind and id or name")
-        result = lint_values(values, file=_STORED)
+        result = lint_values(_stored_documents(canonical), file=_STORED)
         if errors(result.findings):
             raise PolicyInvalid(result.findings)
         return cls(digest=seen, canonical=canonical, documents=result.documents)
@@ -91,33 +82,50 @@ def with_standing_revocations(folder: Revision, in_force: Revision, last_folder:
         PolicyInvalid: a kept document does not fit the folder (it names an image that is gone).
 
     """
-    values = _values(folder)
-    own = [] if last_folder is None else _values(last_folder)
-    kept = [
-        value
-        for value in _values(in_force)
-        if value["kind"] == "revoked" and value not in own and value not in values
-    ]
+    own, written = _revoked(last_folder), _revoked(folder)
+    kept = [value for value in _revoked(in_force) if value not in own and value not in written]
     if not kept:
         return folder
-    names = {value["name"] for value in values if value["kind"] == "revoked"}
+    names = {value["name"] for value in written}
     for value in kept:
         while value["name"] in names:
             value["name"] = f"{value['name']}{_STANDING}"
         names.add(value["name"])
-    united: list[JsonValue] = [*values, *kept]
+    united = [*_stored_documents(folder.canonical), *kept]
     united.sort(key=_sort_key)
     return Revision.from_canonical(rfc8785.dumps(united))
 
 
-def _values(revision: Revision) -> list[dict[str, JsonValue]]:
-    loaded: list[dict[str, JsonValue]] = json.loads(revision.canonical)
-    return loaded
+def _revoked(revision: Revision | None) -> list[dict[str, JsonValue]]:
+    documents = iter(()) if revision is None else _stored_documents(revision.canonical)
+    return [each for each in documents if each["kind"] == "revoked"]
 
 
 def digest_of(canonical: bytes) -> str:
     """Give the name of a revision: ``sha256:`` and the hex digest of its canonical bytes."""
     return _PREFIX + sha256(canonical).hexdigest()
+
+
+def _stored_documents(canonical: bytes) -> Iterator[dict[str, JsonValue]]:
+    """Parse one document after the other: all at once they would take as much memory again as the policy."""
+    try:
+        text = canonical.decode("utf-8")
+        if text == "[]":
+            return
+        if not text.startswith("["):
+            raise _not_stored("it is not an array")
+        position, before = 0, ("", "")
+        while position == 0 or text[position] == ",":
+            value, position = _DECODER.raw_decode(text, position + 1)
+            # A digest is unique only if the order is: the same documents in another order are another text.
+            if not isinstance(value, dict) or _sort_key(value) < before:
+                raise _not_stored("its documents are not sorted by kind and id or name")
+            before = _sort_key(value)
+            yield value
+        if text[position:] != "]":
+            raise ValueError("not the end")
+    except (ValueError, IndexError, RecursionError):
+        raise _not_stored("it is not JSON in RFC 8785 form") from None
 
 
 def _sorted_members(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
@@ -127,6 +135,9 @@ def _sorted_members(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     if sorted(set(names)) != names:
         raise ValueError("members are not sorted and unique")
     return dict(pairs)
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_sorted_members)
 
 
 def _sort_key(value: JsonValue) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Reads `kind: image`, `kind: chips` and `kind: revoked`."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final, TypeAlias
 
@@ -13,15 +14,17 @@ from kms.measurement.vcpu_types import VCPU_TYPES
 from kms.policy import values
 from kms.policy.app_reader import HeaderSlots, app_id, compose_hash, name_or
 from kms.policy.app_reader import os_image_hash as image_hash
+from kms.policy.chip_set import ChipSet
 from kms.policy.documents import ChipsDocument, ImageDocument, RevokedDocument
-from kms.policy.nodes import Members, Node, to_json
-from kms.policy.reader import Reader, Unread, Wrong, closest
+from kms.policy.nodes import Items, Members, Node, to_json
+from kms.policy.reader import Reader, Unread, Wrong, closest, list_of
 from kms.snp.product import Product
 
 _Launch: TypeAlias = tuple[LaunchDescription, OsImageHash]
 _LAUNCH_MEMBERS: Final = ("vmm", "firmware", "kernel", "initrd", "cmdline")
 _FIRMWARE_MEMBERS: Final = ("digest", "reset_eip", "hashes_table_gpa", "sections")
 _measurement: Final = values.hex_of(Measurement, "a measurement")
+_chip_list: Final = list_of(values.chip_id, "chips")
 
 
 def read_image(reader: Reader) -> ImageDocument:
@@ -109,9 +112,12 @@ def _refuse_unknown(launch: Members) -> None:
         (launch.value("firmware"), _FIRMWARE_MEMBERS),
     ]
     for part, known in parts:
-        for name, member in part.members.items() if isinstance(part, Members) else ():
+        if not isinstance(part, Members):
+            continue
+        for name in part.names:
             if name not in known:
-                raise Wrong(member.key, f"`launch` has no `{name}` here: {closest(name, known)}")
+                key = part.members[name].key
+                raise Wrong(key, f"`launch` has no `{name}` here: {closest(name, known)}")
 
 
 def _place_of(launch: Members, detail: str) -> Node:
@@ -152,9 +158,18 @@ def read_chips(reader: Reader) -> ChipsDocument:
     """Read a set of chips. Raises `Unread` after its findings were made."""
     header = HeaderSlots(reader)
     expires_at = reader.optional("expires_at", values.time, None)
-    chips = reader.listed("chips", values.chip_id, empty="it lists no chip")
+    chips = reader.whole_list("chips", _chips, empty="it lists no chip")
     reader.end()
-    return ChipsDocument(**header.values, expires_at=expires_at.value, chips=frozenset(chips.value))
+    return ChipsDocument(**header.values, expires_at=expires_at.value, chips=chips.value)
+
+
+def _chips(node: Node) -> ChipSet:
+    """Read all at once where all are right; else one by one, to say which is wrong."""
+    texts = node.texts() if isinstance(node, Items) else None
+    if texts is not None:
+        with suppress(ValueError):
+            return ChipSet.from_hex(texts)
+    return ChipSet(_chip_list(node))
 
 
 def read_revoked(reader: Reader) -> RevokedDocument:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 from kms.identifiers import ChipId, FixedBytes
-from kms.policy.nodes import Items, Members, Node, Scalar
+from kms.policy.nodes import Items, Node, Scalar
 from kms.policy.reader import Wrong, closest
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:/-]{0,127}")
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 def text(node: Node) -> str:
     """Read a string. A plain scalar that YAML takes for something else has to be quoted."""
-    if isinstance(node, Items | Members):
+    if not isinstance(node, Scalar):
         raise Wrong(node, f"must be text, not a {'list' if isinstance(node, Items) else 'mapping'}")
     if isinstance(node.value, str):
         if len(node.value) > _MAX_TEXT:
@@ -60,7 +60,7 @@ def name(node: Node) -> str:
     value = text(node)
     if not _NAME.fullmatch(value):
         raise Wrong(node, "a name is 1 to 128 of A-Z a-z 0-9 . _ + : / - and begins with a letter or digit")
-    if _DIGEST.fullmatch(value) or value == "any":
+    if value == "any" or (len(value) >= 64 and _DIGEST.fullmatch(value)):
         raise Wrong(node, "a name that reads as a digest, a chip id or `any` could be taken for one")
     return value
 
@@ -72,18 +72,24 @@ def hex_of(kind: type[F], what: str) -> Callable[[Node], F]:
 
     def parse(node: Node) -> F:
         value = text(node)
+        try:
+            data = bytes.fromhex(value)
+            if data.hex() == value:
+                return kind(data)
+        except ValueError:
+            pass
+        raise Wrong(node, complaint(value))
+
+    def complaint(value: str) -> str:
         if value.startswith("0x"):
-            raise Wrong(node, f"{what} is written without 0x")
+            return f"{what} is written without 0x"
         if not _HEX.fullmatch(value):
             upper = _HEX.fullmatch(value.lower())
             found = "write it in lowercase" if upper else "there are other characters in it"
-            raise Wrong(node, f"{what} is {wanted} lowercase hex digits: {found}")
+            return f"{what} is {wanted} lowercase hex digits: {found}"
         if len(value) % 2 or len(value) // 2 not in kind.lengths:
-            raise Wrong(node, f"{what} is {wanted} hex digits, this has {len(value)}")
-        try:
-            return kind(bytes.fromhex(value))
-        except ValueError:
-            raise Wrong(node, f"{what} must not be all zero") from None
+            return f"{what} is {wanted} hex digits, this has {len(value)}"
+        return f"{what} must not be all zero"
 
     return parse
 

@@ -87,21 +87,21 @@ def _trees(text: str, notes: Notes) -> Iterator[Node]:
     stack: list[_Open] = []
     try:
         for event in yaml.parse(text, Loader=_LOADER):
-            if isinstance(event, yaml.DocumentStartEvent):
-                _refuse_directives(event, notes)
-                continue
-            if isinstance(event, yaml.CollectionStartEvent):
+            node: Node
+            if isinstance(event, yaml.ScalarEvent):  # most of them, in a large policy
+                node = _scalar(event, notes)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                node = _closed(stack.pop())
+            elif isinstance(event, yaml.CollectionStartEvent):
                 _refuse_decoration(event, notes)
                 if len(stack) == MAX_DEPTH:
                     notes.error(_place(event), f"nested more than {MAX_DEPTH} levels deep")
                     raise _Stop
                 stack.append(_Open(_place(event), isinstance(event, yaml.MappingStartEvent)))
                 continue
-            if isinstance(event, yaml.CollectionEndEvent):
-                node = _closed(stack.pop())
-            elif isinstance(event, yaml.ScalarEvent):
-                _refuse_decoration(event, notes)
-                node = _scalar(event, notes)
+            elif isinstance(event, yaml.DocumentStartEvent):
+                _refuse_directives(event, notes)
+                continue
             elif isinstance(event, yaml.AliasEvent):
                 place = _place(event)
                 notes.fault(place, f"`*{event.anchor}`: aliases are refused, write the value out")
@@ -159,19 +159,30 @@ def _closed(collection: _Open) -> Node:
 
 
 def _scalar(event: yaml.ScalarEvent, notes: Notes) -> Scalar:
-    place, text = _place(event), event.value
+    if event.anchor is not None or event.tag is not None:
+        _refuse_decoration(event, notes)
+    mark, text = event.start_mark, event.value
+    line, column = (1, 1) if mark is None else (mark.line + 1, mark.column + 1)
+    scalar = Scalar(text, text, line, column)
+    if not text.isascii() and not _has_utf_8(text):
+        notes.fault(scalar, "a lone surrogate: it has no UTF-8 form")
+        return scalar._replace(value="", text="")
+    if event.style:  # quoted or block: a string, whatever it looks like
+        return scalar
+    try:
+        value = resolve(text)
+    except AmbiguousScalar as error:
+        notes.fault(scalar, str(error))
+        return scalar
+    return scalar if value is text else scalar._replace(value=value)
+
+
+def _has_utf_8(text: str) -> bool:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        notes.fault(place, "a lone surrogate: it has no UTF-8 form")
-        return Scalar("", "", place.line, place.column)
-    if event.style:  # quoted or block: a string, whatever it looks like
-        return Scalar(text, text, place.line, place.column)
-    try:
-        return Scalar(resolve(text), text, place.line, place.column)
-    except AmbiguousScalar as error:
-        notes.fault(place, str(error))
-        return Scalar(text, text, place.line, place.column)
+        return False
+    return True
 
 
 def _refuse_directives(event: yaml.DocumentStartEvent, notes: Notes) -> None:

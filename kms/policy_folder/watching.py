@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from kms.background import Background
+from kms.background import Background, collector_at_rest
 from kms.errors import ConfigurationError, LedgerUnavailable
 from kms.policy.findings import PolicyInvalid
 from kms.policy.revision import Revision
@@ -37,12 +37,17 @@ def read_policy(folder: Path, *, development: bool) -> tuple[Files, Revision]:
     """
     files = read_folder(folder)
     try:
-        return files, Revision.from_files(files, development=development)
+        return files, _judge(files, development=development)
     except PolicyInvalid as error:
         raise ConfigurationError(
             f"the policy in {folder} has errors: {error}",
             remedy=f"kms policy lint {folder} explains each",
         ) from error
+
+
+def _judge(files: Files, *, development: bool) -> Revision:
+    with collector_at_rest():
+        return Revision.from_files(files, development=development)
 
 
 class FolderWatcher:
@@ -120,7 +125,7 @@ class FolderWatcher:
         if not at_rest or files == self._judged:
             return
         try:
-            revision = await asyncio.to_thread(Revision.from_files, files, development=self._development)
+            revision = await asyncio.to_thread(_judge, files, development=self._development)
             await self._apply(files, revision)
             self.failing = False
         except PolicyInvalid as error:
