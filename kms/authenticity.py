@@ -17,8 +17,8 @@ from kms.snp.certificate import Certificate
 from kms.snp.chain import is_authority, signer_of
 from kms.snp.endorsed import line_of
 from kms.snp.flags import Signer
-from kms.snp.kds_paths import HWID_LENGTH_ON_TURIN, ChainOf, Line, RevocationListOf, VcekOf
-from kms.snp.product import Product, product_named
+from kms.snp.kds_paths import HWID_LENGTH_ON_TURIN, ChainOf, RevocationListOf, VcekOf, line_named
+from kms.snp.product import Product
 from kms.snp.report import Report
 from kms.snp.revocation import Revocation, RevocationList, RevocationMode
 from kms.snp.roots import TrustedRoots
@@ -153,7 +153,7 @@ class _Case:
         return outcome
 
     async def _with_authority(self, outcome: Unverified) -> VerifiedReport | Unverified | NotSought:
-        line = None if outcome.leaf is None else _line_of_leaf(outcome.leaf)
+        line = None if outcome.leaf is None else line_named(outcome.leaf.issuer_name)
         if line is None:
             return outcome
         checks = await self.worth(line.product)
@@ -237,12 +237,3 @@ class _Case:
         if not any(self.report.chip_id[HWID_LENGTH_ON_TURIN:]):
             return (Product.TURIN,)
         return (Product.MILAN, Product.GENOA)
-
-
-def _line_of_leaf(leaf: Certificate) -> Line | None:
-    """Give the line that a leaf's issuer names: `SEV-Milan`, `SEV-VLEK-Milan`."""
-    for signer, prefix in ((Signer.VLEK, "SEV-VLEK-"), (Signer.VCEK, "SEV-")):
-        product = product_named(leaf.issuer_name.removeprefix(prefix))
-        if leaf.issuer_name.startswith(prefix) and product is not None:
-            return Line(signer, product)
-    return None

@@ -9,9 +9,9 @@ from typing import Final
 
 import structlog
 
+from kms.addresses import network_of
 from kms.background import Background
 from kms.http.connections import HANDSHAKE_WITHIN, Connection, Door
-from kms.http.limits import network_of
 
 _log = structlog.get_logger("kms.http")
 

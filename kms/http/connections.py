@@ -29,7 +29,7 @@ class Occupant(Protocol):
 
     @property
     def network(self) -> str:
-        """What `limits.network_of` gives for its address."""
+        """What `kms.addresses.network_of` gives for its address."""
         ...
 
     @property

@@ -1,7 +1,6 @@
 """Limits before anything expensive: how often an address may ask, how much and how slowly it may send."""
 
 import asyncio
-import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +8,13 @@ from typing import Final
 
 from starlette.requests import Request
 
+from kms.addresses import network_of
 from kms.errors import MalformedRequest, TooLarge, Unavailable
 
 MAX_BODY: Final = 1 << 20
 BODY_WITHIN: Final = 15.0  # seconds, for all of it
 BODY_TOO_SLOW: Final = "body-too-slow"
 # An IPv6 customer has at least a /64: limiting single addresses of it limits nobody.
-_IPV6_PREFIX: Final = 64
 _MOST_ADDRESSES: Final = 100_000
 _SECOND: Final = 1_000_000_000  # nanoseconds
 
@@ -106,16 +105,3 @@ async def read_body(request: Request) -> bytes:
 
 def _too_large() -> TooLarge:
     return TooLarge(f"the body is longer than {MAX_BODY} bytes", reason="body-too-large")
-
-
-def network_of(address: str) -> str:
-    """Give what one customer has: an IPv4 address, or an IPv6 /64."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_network((parsed, _IPV6_PREFIX), strict=False))
-    return str(parsed)

@@ -13,17 +13,9 @@ from kms.snp.certificate import Certificate
 from kms.snp.chain import build_chain, is_authority, signer_of
 from kms.snp.endorsed import Endorsed, endorse, is_pinned
 from kms.snp.flags import Signer
-from kms.snp.kds_paths import Line
-from kms.snp.product import Product
+from kms.snp.kds_paths import Line, line_named
 from kms.snp.revocation import RevocationList
 from kms.snp.roots import TrustedRoots, product_of_ark
-
-# A certificate's common name → the line whose ASK or ASVK it is.
-_LINES_BY_NAME = {
-    f"SEV-{'VLEK-' if signer is Signer.VLEK else ''}{product.certificate_name}": Line(signer, product)
-    for signer in Signer
-    for product in Product
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +79,7 @@ class Judge:
         )
 
     def _authority(self, authority: Certificate) -> StoredCertificate | No:
-        line = _LINES_BY_NAME.get(authority.subject_name)
+        line = line_named(authority.subject_name)
         if line is None:
             return No(f"{_name(authority.subject_name)} is the name of no certificate that is needed")
         if all(self.roots.product_of(each) is not line.product for each in self.arks()):

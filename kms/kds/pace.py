@@ -4,7 +4,6 @@ AMD's key distribution service gives an address about one certificate in 10 s, a
 lesson 15). Whoever makes us ask for what does not exist must not use that up for everybody else.
 """
 
-import ipaddress
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,7 +16,6 @@ HOLD_WITHOUT_HEADER: Final = 10.0  # AMD's throttle, as observed
 _SHORTEST_HOLD: Final = 1.0
 _MOST_ADDRESSES: Final = 10_000
 _DIGITS: Final = 9
-_IPV6_PREFIX: Final = 64
 
 
 class Bucket:
@@ -91,22 +89,6 @@ class Shares:
         bucket = self._buckets.get(address)
         if bucket is not None:
             bucket.give_back()
-
-
-def network_of(address: str) -> str:
-    """Give whose share an address uses: an IPv4 address, or an IPv6 /64, as one customer has all of that.
-
-    What is no address stands for itself.
-    """
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, _IPV6_PREFIX), strict=False))
 
 
 def hold_of(header: str | None, now: datetime) -> float:

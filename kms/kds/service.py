@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 
+from kms.addresses import network_of
 from kms.background import Background
 from kms.errors import CollateralUnavailable, LedgerUnavailable, NobodyToAsk
 from kms.kds.client import RANDOM, KdsClient
@@ -17,7 +18,6 @@ from kms.kds.fetching import Fetches
 from kms.kds.job import kind_of
 from kms.kds.keeping import Keeper, brought
 from kms.kds.memory import Memory
-from kms.kds.pace import network_of
 from kms.kds.renewing import Renewals
 from kms.kds.stored import KnownDigests
 from kms.kds.worker import Means
@@ -32,6 +32,7 @@ from kms.snp.roots import TrustedRoots
 _log = structlog.get_logger("kms.collateral")
 
 _REFRESH_EVERY: Final = 5.0  # seconds
+_LOOK_AGAIN_AFTER: Final = 1.0  # seconds
 _WITHOUT_KDS: Final = 30  # seconds: an operator must bring what is missing
 _LIST_FAILED_FOR: Final = 60.0  # seconds
 _SAY_STALE_EVERY: Final = 3600.0  # seconds
@@ -75,6 +76,7 @@ class CollateralService:
         self._kds = kds
         self._clock = clock
         self._monotonic = monotonic
+        self._looked_at = -math.inf
         self._said_stale: dict[Line, float] = {}
         self._known = KnownDigests()
         self._memory = Memory(store, roots, self._known, clock)
@@ -191,7 +193,11 @@ class CollateralService:
     async def _is_stored(self, wanted: Wanted) -> bool:
         if isinstance(wanted, VcekOf):
             return await self._memory.has(wanted)
-        await self._memory.refresh()
+        # Where there is no list, every release comes here: one of them reads the store for all of a second.
+        now = self._monotonic()
+        if now - self._looked_at >= _LOOK_AGAIN_AFTER:
+            await self._memory.refresh()
+            self._looked_at = now
         return self._has(wanted)
 
     def _has_list(self, line: Line) -> bool:

@@ -15,14 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from kms.checks import Check
 from kms.snp.certificate import Certificate
 from kms.snp.flags import Signer
+from kms.snp.kds_paths import Line, line_named
 from kms.snp.product import Product
 from kms.snp.roots import TrustedRoots
 
 _LEAF_NAMES = {"SEV-VCEK": Signer.VCEK, "SEV-VLEK": Signer.VLEK}
-_AUTHORITY_PREFIX = {Signer.VCEK: "SEV-", Signer.VLEK: "SEV-VLEK-"}
-_AUTHORITY_NAMES = frozenset(
-    prefix + product.certificate_name for prefix in _AUTHORITY_PREFIX.values() for product in Product
-)
 _ARK_NAMES = frozenset(f"ARK-{product.certificate_name}" for product in Product)
 # Chains whose checks are remembered. What a stranger crowds it with costs time, and at most some 16 MiB.
 _REMEMBERED: Final = 256
@@ -76,7 +73,7 @@ def build_chain(leaf: Certificate, authorities: Iterable[Certificate], roots: Tr
             if ark.subject == authority.issuer and authority.is_signed_by(ark):
                 return Chain(leaf=leaf, authority=authority, ark=ark, product=roots.product_of(ark))
     if not named:
-        missing = leaf.issuer_name in _AUTHORITY_NAMES and not any(
+        missing = line_named(leaf.issuer_name) is not None and not any(
             each.subject_name == leaf.issuer_name for each in candidates
         )
         return Chain(leaf=leaf, authority=None, ark=None, product=None, authority_missing=missing)
@@ -147,7 +144,7 @@ def _check_names(chain: Chain, signer: Signer) -> Check:
     line = product.certificate_name
     good = (
         signer_of(leaf) is signer
-        and authority.subject_name == _AUTHORITY_PREFIX[signer] + line
+        and authority.subject_name == Line(signer, product).authority_name
         and ark.subject_name == f"ARK-{line}"
         and leaf.issuer == authority.subject
         and authority.issuer == ark.subject == ark.issuer

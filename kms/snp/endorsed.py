@@ -13,7 +13,7 @@ from kms.identifiers import ChipId
 from kms.snp.certificate import Certificate, ExtensionInvalid
 from kms.snp.chain import Chain, build_chain, check_chain, signer_of
 from kms.snp.flags import Signer
-from kms.snp.kds_paths import Line, VcekOf, chip_id_of
+from kms.snp.kds_paths import Line, chip_id_of
 from kms.snp.product import Product, product_named
 from kms.snp.roots import TrustedRoots
 from kms.snp.tcb import TcbVersion, component_names
@@ -28,11 +28,6 @@ class Endorsed:
     chip_id: ChipId | None
     csp_id: str | None
     tcb: TcbVersion
-
-    def is_for(self, wanted: VcekOf) -> bool:
-        """Say whether this is the certificate that was asked for."""
-        mine = (self.line, self.chip_id, self.tcb)
-        return mine == (Line(Signer.VCEK, wanted.product), wanted.chip_id, wanted.tcb)
 
 
 def endorse(

@@ -41,6 +41,22 @@ class Line:
         """The line's place at the KDS: `/vcek/v1/Milan`."""
         return f"/{self.signer.value}/v1/{self.product.certificate_name}"
 
+    @property
+    def authority_name(self) -> str:
+        """The common name of the line's ASK or ASVK: `SEV-Milan`, `SEV-VLEK-Milan`."""
+        prefix = "SEV-VLEK-" if self.signer is Signer.VLEK else "SEV-"
+        return prefix + self.product.certificate_name
+
+
+_LINES: Final[Mapping[str, Line]] = {
+    line.authority_name: line for line in (Line(signer, product) for signer in Signer for product in Product)
+}
+
+
+def line_named(authority_name: str) -> Line | None:
+    """Give the line whose ASK or ASVK has this common name; None for any other name."""
+    return _LINES.get(authority_name)
+
 
 @dataclass(frozen=True, slots=True)
 class VcekOf:

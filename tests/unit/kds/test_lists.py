@@ -268,6 +268,7 @@ async def test_without_a_service_only_what_is_stored_counts(simulated_hierarchie
         with pytest.raises(NobodyToAsk):
             await service.fetch(LIST, GUEST)
         await scene.store.keep(stored(scene, scene.publish(7)))
+        await asyncio.sleep(1)
         await service.fetch(LIST, GUEST)
         assert len(await service.revocation_lists()) == 1
         newer = stored(scene, scene.publish(7, 8, number=2))

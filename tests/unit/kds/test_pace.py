@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kms.kds.pace import Bucket, Shares, hold_of, network_of
+from kms.addresses import network_of
+from kms.kds.pace import Bucket, Shares, hold_of
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
