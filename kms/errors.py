@@ -14,12 +14,19 @@
     │   ├── CollateralUnavailable
     │   ├── RootKeyUnavailable
     │   └── LedgerUnavailable
+    ├── OperatorRefusal           an operator's request cannot be met; it says why, with values
+    │   ├── Unauthenticated                                                       401
+    │   ├── Forbidden                                                             403
+    │   ├── NotFound                                                              404
+    │   ├── PolicyConflict, PolicyGated, OperatorExists                           409
+    │   └── PolicyRefused                                                         422
     └── ConfigurationError        the operator must change something; start-up and commands only
 
 A refusal (untrusted evidence, unknown measurement, a policy's "no") is not an exception: it is a value
 that carries every reason (`kms.checks.Check`).
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -115,6 +122,61 @@ class LedgerUnavailable(Unavailable):
     """The decision could not be made durable, so no key may leave."""
 
     code = "ledger-unavailable"
+
+
+class OperatorRefusal(KmsError):
+    """A request of an operator that cannot be met.
+
+    `details` are JSON members with values, for the operator's own eyes: guests never meet this error.
+    """
+
+    def __init__(
+        self, detail: str, *, reason: str | None = None, details: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(detail, reason=reason)
+        self.details = dict(details or {})
+
+
+class Unauthenticated(OperatorRefusal):
+    """Nobody that this KMS knows: no token or certificate, or one that does not count (any more)."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(OperatorRefusal):
+    """The operator's role does not include this."""
+
+    code = "forbidden"
+
+
+class NotFound(OperatorRefusal):
+    """There is no such revision, release, image or operator."""
+
+    code = "not-found"
+
+
+class PolicyConflict(OperatorRefusal):
+    """Another revision is in force than the operator thought; `details` say which, and what changed."""
+
+    code = "policy-conflict"
+
+
+class PolicyGated(OperatorRefusal):
+    """The change would newly refuse guests that were seen lately; `details` name them."""
+
+    code = "policy-gated"
+
+
+class PolicyRefused(OperatorRefusal):
+    """A policy with errors (`details` hold the findings), or a change that cannot be made or signed."""
+
+    code = "policy-invalid"
+
+
+class OperatorExists(OperatorRefusal):
+    """There is an operator of this name, or with this certificate."""
+
+    code = "operator-exists"
 
 
 class ConfigurationError(KmsError):

@@ -14,15 +14,20 @@ PAYLOAD: Final = "attested-kms/v1/payload"  # identity signature over a released
 RECEIPT: Final = "attested-kms/v1/receipt"  # identity signature over a receipt
 SIGNING_STATEMENT: Final = "attested-kms/v1/signing-statement"  # identity's word for an app's signing key
 
+# --- operators' signatures ---
+POLICY_STATEMENT: Final = "attested-kms/v1/policy"  # Ed25519 over a change of policy; the SSHSIG namespace
+
 # --- under the root secret (PRF messages) ---
 ROOT_CHECK: Final = "attested-kms/v1/root-check"  # key-check value of an epoch
 ROOT_IDENTITY: Final = "attested-kms/v1/root-identity"  # seed of the KMS identity
 ROOT_CHALLENGE: Final = "attested-kms/v1/root-challenge"  # MAC key of challenges
+ROOT_ROWS: Final = "attested-kms/v1/root-rows"  # MAC key of database rows that give power
 ROOT_APP: Final = "attested-kms/v1/root-app"  # secret of one app in one epoch
 
 # --- expansion of an app's secret, and MACs ---
 APP_KEY: Final = "attested-kms/v1/app-key"  # HKDF-Expand info of one released key
 CHALLENGE: Final = "attested-kms/v1/challenge"  # MAC over a challenge
+ROW: Final = "attested-kms/v1/row"  # MAC over a database row
 
 
 def labelled(label: str, body: bytes) -> bytes:

@@ -25,28 +25,102 @@ root_checks: Final = Table(
     Column("created_at", String(32), nullable=False),
 )
 
-# Immutable: the canonical bytes of a revision, whose SHA-256 is its name.
+# Immutable: the canonical bytes of a revision, whose SHA-256 is its name. `files` is how it was written, for
+# people (zlib over JSON, name to text): whoever reads it computes the digest again.
 policy_revisions: Final = Table(
     "policy_revisions",
     metadata,
     Column("revision", String(80), primary_key=True),
     Column("documents", LargeBinary, nullable=False),
-    Column("author", String(256), nullable=False),
-    Column("message", Text, nullable=False),
+    Column("files", LargeBinary, nullable=True),
     Column("created_at", String(32), nullable=False),
 )
 
-# One row: the revision in force. `sequence` grows with every change; `folder_revision` is the digest of
-# the watched folder when it was applied last, so that an unchanged folder does not undo a later apply.
+# The history. `mac` is under a root-derived key over all other columns: a row written by hand is ignored.
+# `folder` is the digest of the watched folder when it was applied last, so that an unchanged folder does not
+# undo a later apply, and what a command revoked outlives an edit of it.
+policy_changes: Final = Table(
+    "policy_changes",
+    metadata,
+    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column("revision", String(80), nullable=False),
+    Column("previous", String(80), nullable=True),
+    Column("folder", String(80), nullable=True),
+    Column("intent", String(16), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("author", String(256), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("made_at", String(32), nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+# One row: the change in force. What it names counts only with an authentic row in `policy_changes`.
 active_policy: Final = Table(
     "active_policy",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("revision", String(80), nullable=False),
     Column("sequence", Integer, nullable=False),
-    Column("activated_at", String(32), nullable=False),
-    Column("folder_revision", String(80), nullable=True),
     CheckConstraint("id = 1", name="active_policy_is_one_row"),
+)
+
+# Changes that wait for signatures. `statement` is the SHA-256 (hex) of what is signed.
+policy_proposals: Final = Table(
+    "policy_proposals",
+    metadata,
+    Column("statement", String(64), primary_key=True),
+    Column("revision", String(80), nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("previous", String(80), nullable=True),
+    Column("folder", String(80), nullable=True),
+    Column("intent", String(16), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("author", String(256), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("made_at", String(32), nullable=False),
+)
+
+# Over proposals and changes alike; verified by whoever reads them.
+policy_signatures: Final = Table(
+    "policy_signatures",
+    metadata,
+    Column("statement", String(64), primary_key=True),
+    Column("public_key", String(64), primary_key=True),
+    Column("format", String(16), nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Column("added_at", String(32), nullable=False),
+)
+
+# Who may operate the KMS. `mac` as above, over all columns but `last_used_at`. `token_hash` is the SHA-256
+# (hex) of a random token of 256 bits; `subject` is that of a client certificate (RFC 4514).
+operators: Final = Table(
+    "operators",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("token_id", String(32), nullable=True, unique=True),
+    Column("token_hash", String(64), nullable=True),
+    Column("subject", String(512), nullable=True, unique=True),
+    Column("created_at", String(32), nullable=False),
+    Column("created_by", String(256), nullable=False),
+    Column("expires_at", String(32), nullable=True),
+    Column("revoked_at", String(32), nullable=True),
+    Column("last_used_at", String(32), nullable=True),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+# What operators did. `entry` is the canonical JSON; the other columns repeat parts of it for look-ups.
+operator_actions: Final = Table(
+    "operator_actions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("at", String(32), nullable=False),
+    Column("operator", String(256), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("outcome", String(64), nullable=False),
+    Column("entry", LargeBinary, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Index("operator_actions_by_time", "at"),
 )
 
 # The primary key is what gives a challenge exactly one winner.
@@ -68,11 +142,14 @@ decisions: Final = Table(
     Column("code", String(64), nullable=True),
     Column("app_id", String(64), nullable=True),
     Column("chip_id", String(128), nullable=True),
+    Column("image", String(128), nullable=True),
+    Column("measurement", String(96), nullable=True),
     Column("policy_revision", String(80), nullable=True),
     Column("entry", LargeBinary, nullable=False),
     Column("salt", LargeBinary, nullable=False),
     Index("decisions_by_time", "decided_at"),
     Index("decisions_by_app", "app_id", "decided_at"),
+    Index("decisions_by_chip", "chip_id", "decided_at"),
 )
 
 # Certificates that verified once, kept for ever (of a chip's key at a TCB the one that lives longest). The

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final, Self
 
 from kms.identifiers import AppId
-from kms.labels import ROOT_APP, ROOT_CHALLENGE, ROOT_CHECK, ROOT_IDENTITY, frame, labelled
+from kms.labels import ROOT_APP, ROOT_CHALLENGE, ROOT_CHECK, ROOT_IDENTITY, ROOT_ROWS, frame, labelled
 
 PRF_LENGTH: Final = 64  # HMAC-SHA-512, the output of `kms.ports.RootKey.prf`
 
@@ -48,6 +48,11 @@ def identity_message(generation: int) -> bytes:
 def challenge_message() -> bytes:
     """Ask `FOUNDING_EPOCH` for the key that authenticates challenges."""
     return labelled(ROOT_CHALLENGE, frame())
+
+
+def rows_message() -> bytes:
+    """Ask `FOUNDING_EPOCH` for the key that authenticates database rows that give power."""
+    return labelled(ROOT_ROWS, frame())
 
 
 def check_message(mode: Mode, epoch: int) -> bytes:

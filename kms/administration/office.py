@@ -1,0 +1,155 @@
+"""The office: all that operators can do, as one interface for the routes, the commands and a remote server.
+
+Every method takes the `Actor` first, checks the permission, records what was done, and answers with a JSON
+object (the shapes are documented with the routes). Refusals are `kms.errors.OperatorRefusal`s.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol, TypeAlias
+
+from kms.operator_ports import RecordFilter
+from kms.operators import Actor, Role
+from kms.policy.history import PolicySignature
+from kms.strict_json import JsonValue
+
+Json: TypeAlias = dict[str, JsonValue]
+Files: TypeAlias = Mapping[str, bytes]
+
+# What `PolicyWork.revoke` can be told to revoke: the members of a `revoked` document, in the singular.
+REVOCABLE = ("chip", "measurement", "image", "app", "compose", "product")
+
+
+class PolicyWork(Protocol):
+    """Policies: what is in force, how it came there, and changing it."""
+
+    async def status(self, actor: Actor) -> Json:
+        """Give what is in force."""
+        ...
+
+    async def history(self, actor: Actor, *, before: int | None, limit: int) -> Json:
+        """Give changes, newest first."""
+        ...
+
+    async def revision(self, actor: Actor, revision: str) -> Json:
+        """Give a revision's documents, and its files as they were written where those are known."""
+        ...
+
+    async def diff(self, actor: Actor, *, old: str | None, new: str | Files) -> Json:
+        """Say in the domain's words what `new` changes of `old` (None: what is in force)."""
+        ...
+
+    async def lint(self, actor: Actor, files: Files) -> Json:
+        """Find what is wrong with a policy."""
+        ...
+
+    async def what_if(self, actor: Actor, new: str | Files, *, since: timedelta) -> Json:
+        """Judge every guest recorded `since` then by a candidate."""
+        ...
+
+    async def apply(
+        self,
+        actor: Actor,
+        new: str | Files,
+        *,
+        message: str,
+        expect: str | None,
+        gate: timedelta | None = None,
+    ) -> Json:
+        """Put a policy in force, or propose it where signatures are needed.
+
+        `expect` is the revision that must still be in force ("none" where there is none yet; None: whatever
+        is). `gate` refuses a change that would newly refuse guests seen that lately.
+        """
+        ...
+
+    async def rollback(self, actor: Actor, revision: str, *, message: str, expect: str | None) -> Json:
+        """Put an earlier revision in force again, with every revocation that stands now."""
+        ...
+
+    async def revoke(self, actor: Actor, kind: str, value: str, *, reason: str) -> Json:
+        """Revoke one thing (`REVOCABLE`) on top of what is in force."""
+        ...
+
+    async def proposals(self, actor: Actor) -> Json:
+        """Give what waits for signatures."""
+        ...
+
+    async def proposal(self, actor: Actor, revision: str) -> Json:
+        """Give the current proposal of a revision, with its statement."""
+        ...
+
+    async def propose(self, actor: Actor, new: str | Files, *, message: str) -> Json:
+        """Propose a policy for signing, also where no signature is needed."""
+        ...
+
+    async def sign(self, actor: Actor, revision: str, signature: PolicySignature) -> Json:
+        """Add a signature to the current proposal of a revision."""
+        ...
+
+
+class RecordWork(Protocol):
+    """The record of releases and refusals, and evidence."""
+
+    async def releases(self, actor: Actor, wanted: RecordFilter, *, limit: int) -> Json:
+        """Give decisions, newest first."""
+        ...
+
+    async def release(self, actor: Actor, release_id: str) -> Json:
+        """Give one recorded decision whole."""
+        ...
+
+    async def explain(self, actor: Actor, release_id: str) -> Json:
+        """Explain a recorded decision: every check, what was wanted, and which document and line says so."""
+        ...
+
+    async def verify(
+        self, actor: Actor, evidence: JsonValue, *, request: bytes | None, at: datetime | None
+    ) -> Json:
+        """Verify, measure and judge evidence; nothing is spent, no keys."""
+        ...
+
+
+class ImageWork(Protocol):
+    """The images of the policy in force."""
+
+    async def images(self, actor: Actor, *, after: str | None, limit: int) -> Json:
+        """Give the image documents, by name."""
+        ...
+
+    async def measurements(self, actor: Actor, name: str, *, after: str | None, limit: int) -> Json:
+        """Give every measurement that an image may show (by name or os_image_hash), in order."""
+        ...
+
+
+class OperatorWork(Protocol):
+    """Who may operate the KMS, and what they did."""
+
+    async def operators(self, actor: Actor, *, after: str | None, limit: int) -> Json:
+        """Give the operators, by name."""
+        ...
+
+    async def add(
+        self, actor: Actor, name: str, role: Role, *, life: timedelta | None, subject: str | None
+    ) -> Json:
+        """Add an operator: with a token that is shown this once, or a client certificate's subject."""
+        ...
+
+    async def revoke(self, actor: Actor, name: str) -> Json:
+        """End an operator's access, for ever."""
+        ...
+
+    async def actions(self, actor: Actor, *, before: str | None, limit: int) -> Json:
+        """Give what operators did, newest first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Office:
+    """All of it, on this machine's database or on a server."""
+
+    policies: PolicyWork
+    records: RecordWork
+    images: ImageWork
+    operators: OperatorWork

@@ -1,0 +1,107 @@
+"""What operators' work needs from outside, as small protocols beside those of the release path."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from kms.ledger.actions import OperatorAction
+from kms.policy.history import Head, PolicyChange, PolicySignature
+from kms.policy.revision import Revision
+from kms.policy.statement import Statement
+from kms.strict_json import JsonValue
+
+
+class PolicyHistory(Protocol):
+    """Revisions and the changes that put them in force. Everything it gives is authentic, or not given.
+
+    Every method raises `LedgerUnavailable` when the database does not answer.
+    """
+
+    async def head(self) -> Head | None:
+        """Give what the pointer says is in force. Cheap, and only a hint until it is verified."""
+        ...
+
+    async def change(self, sequence: int) -> PolicyChange | None:
+        """Give a change with its signatures; None where there is no authentic one."""
+        ...
+
+    async def changes(self, *, before: int | None, limit: int) -> tuple[PolicyChange, ...]:
+        """Give the newest changes below `before`, newest first."""
+        ...
+
+    async def load(self, digest: str) -> Revision | None:
+        """Load a revision. Raises `PolicyInvalid`: the stored bytes are not what the digest names."""
+        ...
+
+    async def files(self, digest: str) -> Mapping[str, bytes] | None:
+        """Give the files as they were written, None where they are not known. Unchecked."""
+        ...
+
+    async def store(self, revision: Revision, files: Mapping[str, bytes] | None) -> None:
+        """Store a revision, without putting it in force."""
+        ...
+
+    async def append(
+        self, change: PolicyChange, *, expect: Head | None, action: OperatorAction | None
+    ) -> None:
+        """Put a stored revision in force, with the record of who did it, in one transaction.
+
+        Raises:
+            PolicyMoved: `expect` is not what is in force.
+
+        """
+        ...
+
+    async def propose(self, change: PolicyChange, statement: Statement) -> None:
+        """Keep a change that waits for signatures; the same again is no other."""
+        ...
+
+    async def proposals(self) -> tuple[PolicyChange, ...]:
+        """Give the proposals, newest first, with their signatures; those whose time has passed too."""
+        ...
+
+    async def sign(self, statement: Statement, signature: PolicySignature) -> None:
+        """Add a signature to a statement; of one key only one is kept."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordFilter:
+    """Which decisions are wanted; None is any. Ids are lowercase hex, `since` included, `until` not.
+
+    `app` is an app id. `before` is the cursor: only decisions older than this release id's.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    app: str | None = None
+    image: str | None = None
+    chip: str | None = None
+    outcome: str | None = None
+    code: str | None = None
+    before: str | None = None
+
+
+class Records(Protocol):
+    """The recorded decisions, for reading."""
+
+    async def entry(self, release_id: str) -> dict[str, JsonValue] | None:
+        """Give one recorded entry as JSON."""
+        ...
+
+    async def entries(self, wanted: RecordFilter, *, limit: int) -> tuple[dict[str, JsonValue], ...]:
+        """Give the newest entries that match, newest first."""
+        ...
+
+
+class Actions(Protocol):
+    """The record of what operators did."""
+
+    async def record(self, action: OperatorAction) -> None:
+        """Make an action durable."""
+        ...
+
+    async def actions(self, *, before: str | None, limit: int) -> tuple[dict[str, JsonValue], ...]:
+        """Give the newest actions older than the one with this id, newest first, as JSON."""
+        ...
