@@ -1,6 +1,6 @@
 """What operators' work needs from outside, as small protocols beside those of the release path."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -12,8 +12,8 @@ from kms.policy.statement import Statement
 from kms.strict_json import JsonValue
 
 
-class PolicyHistory(Protocol):
-    """Revisions and the changes that put them in force. Everything it gives is authentic, or not given.
+class PolicyPast(Protocol):
+    """What is known of how the policy in force came there. What it gives is authentic, or not given.
 
     Every method raises `LedgerUnavailable` when the database does not answer.
     """
@@ -32,6 +32,14 @@ class PolicyHistory(Protocol):
 
     async def load(self, digest: str) -> Revision | None:
         """Load a revision. Raises `PolicyInvalid`: the stored bytes are not what the digest names."""
+        ...
+
+
+class PolicyHistory(PolicyPast, Protocol):
+    """Revisions and the changes that put them in force, for those who add to them."""
+
+    async def last_sequence(self) -> int:
+        """Give the highest sequence number that was ever used here, 0 for none."""
         ...
 
     async def files(self, digest: str) -> Mapping[str, bytes] | None:
@@ -66,6 +74,24 @@ class PolicyHistory(Protocol):
         ...
 
 
+class SeenHead(Protocol):
+    """What this server has used last, kept outside the database."""
+
+    async def read(self) -> Head | None:
+        """Give it; None if nothing was ever used. Raises `ConfigurationError`: what was kept is damaged."""
+        ...
+
+    async def remember(self, head: Head) -> None:
+        """Keep what is used from now on, durably; it only goes forward.
+
+        Raises:
+            PolicyUntrusted: something newer was used, or another revision under this number.
+            LedgerUnavailable: it could not be kept.
+
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFilter:
     """Which decisions are wanted; None is any. Ids are lowercase hex, `since` included, `until` not.
@@ -84,14 +110,29 @@ class RecordFilter:
 
 
 class Records(Protocol):
-    """The recorded decisions, for reading."""
+    """The recorded decisions, for reading; nothing here says that they are as they were written.
+
+    Every method raises `LedgerUnavailable` when the database does not answer.
+    """
 
     async def entry(self, release_id: str) -> dict[str, JsonValue] | None:
-        """Give one recorded entry as JSON."""
+        """Give one recorded entry as JSON. Raises `RecordDamaged`: what is there is no JSON object."""
         ...
 
     async def entries(self, wanted: RecordFilter, *, limit: int) -> tuple[dict[str, JsonValue], ...]:
-        """Give the newest entries that match, newest first."""
+        """Give the newest entries that match, newest first. Raises as `entry`.
+
+        Raises:
+            NotFound: there is no decision of the id that `before` names.
+
+        """
+        ...
+
+    def scan(self, since: datetime, *, until: datetime | None = None) -> AsyncIterator[JsonValue]:
+        """Give every entry from `since` on, and before `until`, newest first; None for one that is no JSON.
+
+        A million of them are never in memory at once.
+        """
         ...
 
 
