@@ -64,6 +64,48 @@ class BootInfo:
     host_data: bytes
     report_id: bytes
 
+    @property
+    def launch(self) -> LaunchFacts | None:
+        """The launch; None if it is not proven, or not all of it."""
+        if (
+            self.os_image_hash is None
+            or self.vcpus is None
+            or self.vcpu_type is None
+            or self.guest_features is None
+        ):
+            return None
+        return LaunchFacts(
+            measurement=self.measurement,
+            image=self.image,
+            os_image_hash=self.os_image_hash,
+            vcpus=self.vcpus,
+            vcpu_type=self.vcpu_type,
+            guest_features=self.guest_features,
+        )
+
+    def as_launched(
+        self, launch: LaunchFacts | None, app: AppIdentity | None, advisories: Advisories
+    ) -> "BootInfo":
+        """Give it with this launch and app in place of its own, assessed by these bulletins.
+
+        They are assessed by what BootInfo itself holds, so that a recorded one is assessed by newer data.
+        """
+        assessment = assess(advisories, self)
+        return replace(
+            self,
+            os_image_hash=launch.os_image_hash if launch else None,
+            image=launch.image if launch else None,
+            vcpus=launch.vcpus if launch else None,
+            vcpu_type=launch.vcpu_type if launch else None,
+            guest_features=launch.guest_features if launch else None,
+            app_id=app.app_id if app else None,
+            compose_hash=app.compose_hash if app else None,
+            instance_id=app.instance_id if app else None,
+            binding=app.binding if app else None,
+            tcb_status=assessment.tcb_status,
+            advisories=assessment.advisories,
+        )
+
     def to_json(self) -> dict[str, JsonValue]:
         """Give the JSON form of the protocol: hex digests, named bits beside the raw value."""
         cpuid: JsonValue = None
@@ -138,15 +180,15 @@ def build_boot_info(
         signer=verified.signer,
         csp_id=verified.csp_id,
         measurement=report.measurement,
-        os_image_hash=launch.os_image_hash if launch else None,
-        image=launch.image if launch else None,
-        vcpus=launch.vcpus if launch else None,
-        vcpu_type=launch.vcpu_type if launch else None,
-        guest_features=launch.guest_features if launch else None,
-        app_id=app.app_id if app else None,
-        compose_hash=app.compose_hash if app else None,
-        instance_id=app.instance_id if app else None,
-        binding=app.binding if app else None,
+        os_image_hash=None,
+        image=None,
+        vcpus=None,
+        vcpu_type=None,
+        guest_features=None,
+        app_id=None,
+        compose_hash=None,
+        instance_id=None,
+        binding=None,
         chip_id=report.chip_id,
         tcb=verified.tcb,
         current_firmware=report.current_firmware,
@@ -166,9 +208,7 @@ def build_boot_info(
         host_data=report.host_data,
         report_id=report.report_id,
     )
-    # Of what BootInfo itself holds, so that a recorded one can be assessed again by newer data.
-    assessment = assess(advisories, proven)
-    return replace(proven, tcb_status=assessment.tcb_status, advisories=assessment.advisories)
+    return proven.as_launched(launch, app, advisories)
 
 
 def _hex(value: bytes | None) -> str | None:

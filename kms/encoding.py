@@ -11,6 +11,7 @@ import re
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*={0,2}")
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
+_NUMBER = re.compile(r"0x[0-9a-f]+")
 
 
 def b64url(data: bytes) -> str:
@@ -54,3 +55,15 @@ def from_hex(text: str) -> bytes:
     if not _HEX.fullmatch(text):
         raise ValueError("not lowercase hex")
     return bytes.fromhex(text)
+
+
+def from_0x(text: str) -> int:
+    """Read a number in ``0x`` and lowercase hex digits, leading zeros allowed.
+
+    Raises:
+        ValueError: anything else; the message does not repeat it.
+
+    """
+    if not _NUMBER.fullmatch(text):
+        raise ValueError("not 0x and lowercase hex digits")
+    return int(text, 16)

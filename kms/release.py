@@ -10,7 +10,7 @@ unavailable dependencies are exceptions (`kms.errors`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
@@ -30,6 +30,7 @@ from kms.judgement import (
     bind_app,
     check_document,
     check_measurement,
+    check_named,
     context_of,
     name_app,
 )
@@ -97,6 +98,7 @@ async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refus
 
     # (2) The app: a document counts only if HOST_DATA commits to its exact bytes; only then is it parsed.
     document, document_check = bind_app_document(evidence, request)
+    case = replace(case, document=document)
 
     # (3) Verify: did a genuine chip sign this report? What is decided after this spends the challenge.
     # A certificate is sought from AMD's service only where some app would accept what the report claims.
@@ -106,7 +108,7 @@ async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refus
         evidence.revocation_lists,
         now=now,
         client=submission.client,
-        worth=partial(case.worth, evidence, document, document_check),
+        worth=partial(case.worth, evidence, document_check),
     )
     if isinstance(verified, NotSought):
         return await case.refuse(code_of_claims(verified), (bound, *verified.checks), spend=False)
@@ -118,7 +120,7 @@ async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refus
 
     for _ in range(_MOST_JUDGEMENTS):
         try:
-            return await _judge(case, evidence, verified, document, proven)
+            return await _judge(case, evidence, verified, proven)
         except PolicyMoved:
             await desk.policies.refresh()
     raise LedgerUnavailable(
@@ -130,11 +132,10 @@ async def _judge(
     case: "_Case",
     evidence: SnpEvidence,
     verified: VerifiedReport,
-    document: AppIdentity | None,
     proven: tuple[Check, ...],
 ) -> Released | Refused:
     """Judge what was proven by the policy in force, and answer."""
-    desk, request = case.desk, case.request
+    desk, request, document = case.desk, case.request, case.document
     active = await desk.policies.active()
     refuse = partial(case.refuse, spend=True, revision=None if active is None else active.policy.revision)
 
@@ -143,7 +144,7 @@ async def _judge(
     if active is not None:
         named = name_app(request.ask.app, document)
         launch = await active.find_launch(verified, evidence.hint, named)
-    proven = (*proven, check_measurement(verified, launch))
+    proven = (*proven, check_measurement(verified.report.measurement, launch))
     if active is None or launch is None:
         boot_info = build_boot_info(verified, None, document, desk.advisories)
         return await refuse(MEASUREMENT_UNKNOWN, proven, boot_info=boot_info)
@@ -223,10 +224,7 @@ def bind_app_document(evidence: SnpEvidence, request: ReleaseRequest) -> tuple[A
     """
     document = evidence.app_document
     if document is None:
-        claim = request.ask.app
-        named = claim is not None and claim.app_id is not None and claim.compose_hash is not None
-        detail = "no app document; the request names an app that a measured command line may prove"
-        return None, Check.of("app-document", named, detail, reason="app-document-missing")
+        return None, check_named(request.ask.app)
     return check_document(document, evidence.report)
 
 
@@ -276,16 +274,17 @@ def make_receipt(identity: Identity, entry: DecisionEntry) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One request on its way through the path."""
+    """One request on its way through the path. `document` is what its bound app document states."""
 
     desk: ReleaseDesk
     submission: Submission
     request: ReleaseRequest
     challenge: Challenge
     now: datetime
+    document: AppIdentity | None = None
 
     async def worth(
-        self, evidence: SnpEvidence, document: AppIdentity | None, document_check: Check, product: Product
+        self, evidence: SnpEvidence, document_check: Check, product: Product
     ) -> tuple[Check, ...]:
         """Judge what the report claims, as one of this product's, before a certificate is sought for it."""
         if not document_check.passed:
@@ -296,7 +295,7 @@ class _Case:
             product,
             hint=evidence.hint,
             claim=self.request.ask.app,
-            document=document,
+            document=self.document,
             now=self.now,
         )
 
@@ -319,6 +318,7 @@ class _Case:
             reasons=failures(checks),
             checks=checks,
             boot_info=boot_info,
+            document=self.document,
             ask=self.request.ask,
             epochs=epochs,
             policy_revision=revision,

@@ -17,9 +17,10 @@ JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | flo
 
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
-# Brackets, and strings whole, so that brackets inside them do not count. A string without an end runs to the
-# end of the text: looking for its end again and again would be quadratic.
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_TOKENS_OF_A_VALUE = 4  # two quotes and two of its key; or two brackets, a comma and a key
+# Brackets, commas, and strings whole, so that those inside them do not count. A string without an end runs to
+# the end of the text: looking for its end again and again would be quadratic.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 _MAX_EXACT_INTEGER = 2**53 - 1  # RFC 7493 (I-JSON) section 2.2
 _MAX_INTEGER_DIGITS = 16
 
@@ -30,15 +31,15 @@ class JsonError(ValueError):
     """The text is not acceptable JSON, or a member is not what it must be. Never repeats its input."""
 
 
-def parse(data: bytes) -> JsonValue:
-    """Parse UTF-8 JSON strictly.
+def parse(data: bytes, *, most_values: int = MAX_VALUES, long_texts: bool = False) -> JsonValue:
+    """Parse UTF-8 JSON strictly. With `long_texts`, what stands inside strings does not count as values.
 
     Raises:
         JsonError: not JSON, duplicate keys, NaN, non-UTF-8, nesting beyond `MAX_DEPTH`, or more than
-            `MAX_VALUES` values.
+            `most_values` values.
 
     """
-    _refuse_size(data)
+    _refuse_size(data, most_values, long_texts=long_texts)
     try:
         value: JsonValue = json.loads(
             data.decode("utf-8"),
@@ -92,24 +93,29 @@ def _finite(text: str) -> float:
     return value
 
 
-def _refuse_size(data: bytes) -> None:
+def _refuse_size(data: bytes, most_values: int, *, long_texts: bool) -> None:
     """Refuse deep nesting before the parser recurses, and many values before it builds them.
 
     A body of a mebibyte can hold half a million values, which would keep the event loop for as long as a
     thousand honest requests.
     """
     brackets = data.count(b"[") + data.count(b"{")
-    if brackets + data.count(b",") > MAX_VALUES or data.count(b'"') > 4 * MAX_VALUES:
+    if not long_texts and (
+        brackets + data.count(b",") > most_values or data.count(b'"') > _TOKENS_OF_A_VALUE * most_values
+    ):
         raise JsonError("too many values")
-    if brackets <= MAX_DEPTH:
+    if brackets <= MAX_DEPTH and not long_texts:
         return
     depth = 0
-    for token in _BRACKETS.finditer(data):
-        if token[0] in {b"[", b"{"}:
+    for count, token in enumerate(_STRUCTURE.finditer(data)):
+        if count >= _TOKENS_OF_A_VALUE * most_values:
+            raise JsonError("too many values")
+        character = data[token.start()]
+        if character in b"[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise JsonError("nested too deeply")
-        elif token[0] in {b"]", b"}"}:
+        elif character in b"]}":
             depth -= 1
 
 
@@ -170,6 +176,18 @@ class Fields:
             self.fail(f"`{name}` must be from {minimum} to {maximum}")
         return value
 
+    def boolean(self, name: str) -> bool:
+        """Read a required `true` or `false`."""
+        value: bool = self._typed(name, bool, "true or false")
+        return value
+
+    def nullable(self, name: str, read: Callable[[str], T]) -> T | None:
+        """Read a required member that may be null; `read` is one of these methods."""
+        if self._members.get(name, ...) is not None:
+            return read(name)
+        del self._members[name]
+        return None
+
     def object(self, name: str) -> "Fields":
         """Read a required object."""
         return Fields(self.take(name), f"{self._where}.{name}", self._error)
@@ -185,6 +203,13 @@ class Fields:
         if len(value) < at_least:
             self.fail(f"`{name}` must have at least {at_least} item(s)")
         return value
+
+    def texts(self, name: str, *, at_most: int) -> tuple[str, ...]:
+        """Read a required array of at most `at_most` strings."""
+        values = self.array(name, at_most=at_most)
+        return tuple(
+            value if isinstance(value, str) else self.fail(f"`{name}` must be texts") for value in values
+        )
 
     def base64(self, name: str, *, at_most: int) -> bytes:
         """Read a required base64url (or base64) string of at most `at_most` decoded bytes."""
@@ -212,10 +237,10 @@ class Fields:
         if self._members:
             self.fail(f"{len(self._members)} unknown member(s)")
 
-    def _typed(self, name: str, kind: type[Any], wanted: str, at_most: int) -> Any:
+    def _typed(self, name: str, kind: type[Any], wanted: str, at_most: int | None = None) -> Any:
         value = self.take(name)
         if not isinstance(value, kind):
             self.fail(f"`{name}` must be {wanted}")
-        if len(value) > at_most:
+        if at_most is not None and len(value) > at_most:
             self.fail(f"`{name}` is too long")
         return value

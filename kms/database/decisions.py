@@ -207,6 +207,8 @@ async def _write_one(connection: AsyncConnection, waiting: _Waiting, active: str
             code=entry.code,
             app_id=None if app_id is None else app_id.hex(),
             chip_id=None if chip_id is None else chip_id.hex(),
+            image=None if boot_info is None else boot_info.image,
+            measurement=None if boot_info is None else boot_info.measurement.hex(),
             policy_revision=entry.policy_revision,
             entry=waiting.canonical,
             salt=entry.salt,

@@ -97,9 +97,7 @@ def _parse_dstack(fields: Fields) -> AppIdentity:
     if fields.has("key_provider_id"):
         fields.hex("key_provider_id", bytes)
     if fields.has("init_script_hashes"):
-        for entry in fields.array("init_script_hashes", at_most=_MAX_INIT_SCRIPTS):
-            if not isinstance(entry, str):
-                fields.fail("`init_script_hashes` must be texts")
+        fields.texts("init_script_hashes", at_most=_MAX_INIT_SCRIPTS)
     fields.end()
     return identity
 

@@ -6,15 +6,14 @@ whose hash the operator allowed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, fields
 from itertools import chain
 from typing import Final, NamedTuple, Protocol
 
-from kms.evidence.app_document import AppIdentity
 from kms.identifiers import AppId, ComposeHash, Measurement, OsImageHash
 from kms.measurement.description import os_image_hash
 from kms.measurement.errors import MeasurementError
-from kms.measurement.images import Binding, Image, LaunchHint, NamedMachine
+from kms.measurement.images import UNDOCUMENTED_ENFORCES, Binding, Image, LaunchHint, NamedMachine
 from kms.measurement.index import AppNames, MeasurementIndex, RecentTables
 from kms.snp.verify import VerifiedReport
 
@@ -54,8 +53,8 @@ class LaunchFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launch(LaunchFacts):
-    """The launch that a verified report shows. Made only by `LaunchFinder`, by recomputing.
+class MatchedLaunch(LaunchFacts):
+    """A launch of an allowed image that would show a measurement. By itself it proves nothing either.
 
     `enforces` is what every listed document of this image agrees that it enforces. `cmdline_app` is the app
     that the measured command line names, when it names one.
@@ -63,6 +62,12 @@ class Launch(LaunchFacts):
 
     enforces: frozenset[Binding]
     cmdline_app: tuple[AppId, ComposeHash] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch(MatchedLaunch):
+    """The launch that a verified report shows. Made only by `LaunchFinder.find`, by recomputing."""
+
     made_by: InitVar[object]
 
     def __post_init__(self, made_by: object) -> None:
@@ -136,7 +141,10 @@ class LaunchFinder:
 
         The app's own images come first: if one of them matches, the others are not even computed.
         """
-        return self._find(verified.report.measurement, hint, app, proven=True)
+        found = self._find(verified.report.measurement, hint, app, proven=True)
+        if found is None:
+            return None
+        return Launch(**{each.name: getattr(found, each.name) for each in fields(found)}, made_by=_HERE)
 
     def may_show(self, claimed: Measurement, hint: LaunchHint, app: NamedApp | None) -> bool:
         """Say whether an allowed image shows a measurement that nobody has proven yet.
@@ -146,23 +154,44 @@ class LaunchFinder:
         """
         return self._find(claimed, hint, app, proven=False) is not None
 
+    def find_again(
+        self, measurement: Measurement, before: LaunchFacts | None, app: NamedApp | None
+    ) -> MatchedLaunch | None:
+        """Give the launch that `find` would now give for a measurement that some guest proved earlier.
+
+        `before` is what it was then found to be; None if no allowed image showed it.
+        """
+        hint = LaunchHint(image=None if before is None else before.image)
+        own, every = self._documented(measurement, app, proven=True)
+        return (
+            _best(measurement, own, hint) or self._described_before(before) or _best(measurement, every, hint)
+        )
+
     def _find(
         self, measurement: Measurement, hint: LaunchHint, app: NamedApp | None, *, proven: bool
-    ) -> Launch | None:
+    ) -> MatchedLaunch | None:
+        own, every = self._documented(measurement, app, proven=proven)
+        return (
+            _best(measurement, own, hint)
+            or _best(measurement, self._described(hint, measurement, app, proven), hint)
+            or _best(measurement, every, hint)
+        )
+
+    def _documented(
+        self, measurement: Measurement, app: NamedApp | None, *, proven: bool
+    ) -> tuple[Iterator[_Match], Iterator[_Match]]:
+        """Look among the app's own images, and among all: these are computed when they are read."""
         own = self._allowed.images_of(app.app_id) if app else ()
         among = {self._numbers[id(image)]: image for image in own if id(image) in self._numbers}
         self._compute(among)
         templates = tuple(image for image in own if image.has_placeholders)
-        groups = (
+        return (
             chain(self._look_up(measurement, among), self._filled_in(templates, measurement, app, proven)),
-            self._described(hint, measurement, app, proven),
             chain(
                 self._look_up(measurement, self._indexed, fill=True),
                 self._filled_in(self._templates if proven else (), measurement, app, proven),
             ),
         )
-        launches = (_launch(measurement, group, hint) for group in groups)
-        return next((launch for launch in launches if launch is not None), None)
 
     def _look_up(
         self, measurement: Measurement, among: Mapping[int, Image], *, fill: bool = False
@@ -204,14 +233,27 @@ class LaunchFinder:
         for machine in self._guest_chosen.table(image, None, remember=remember).find(measurement):
             yield _Match(image, machine)
 
+    def _described_before(self, before: LaunchFacts | None) -> MatchedLaunch | None:
+        """Take an image that a guest described for the same again, if its hash is allowed.
 
-def _launch(measurement: Measurement, matches: Iterable[_Match], hint: LaunchHint) -> Launch | None:
-    """Make the launch of the images that match, named as the hint names it where one is named so."""
+        Nobody keeps what guests describe, so that it cannot be recomputed: it was, from that hash, when the
+        guest was judged. An image that a document described then is no such image.
+        """
+        if before is None or before.image is not None:
+            return None
+        if not self._allowed.lists_image_hash(before.os_image_hash):
+            return None
+        members = {each.name: getattr(before, each.name) for each in fields(LaunchFacts)}
+        return MatchedLaunch(**members, enforces=UNDOCUMENTED_ENFORCES, cmdline_app=None)
+
+
+def _best(measurement: Measurement, matches: Iterable[_Match], hint: LaunchHint) -> MatchedLaunch | None:
+    """Give the launch of the images that match, named as the hint names it where one is named so."""
     found = sorted(matches, key=lambda each: (not _hinted(each.image, hint), each.image.name or ""))
     if not found:
         return None
     image, machine, cmdline_app = found[0]
-    return Launch(
+    return MatchedLaunch(
         measurement=measurement,
         image=image.name,
         os_image_hash=image.os_image_hash,
@@ -221,32 +263,8 @@ def _launch(measurement: Measurement, matches: Iterable[_Match], hint: LaunchHin
         # Several documents may describe the same launch: what all say it enforces is what counts.
         enforces=frozenset.intersection(*(each.image.enforces for each in found)),
         cmdline_app=cmdline_app,
-        made_by=_HERE,
     )
 
 
 def _hinted(image: Image, hint: LaunchHint) -> bool:
     return hint.image is not None and hint.image in {image.name, image.os_image_hash.hex()}
-
-
-def choose_identity(
-    launch: Launch, document: AppIdentity | None, accepted: frozenset[Binding]
-) -> AppIdentity | None:
-    """Give the app identity that counts for this launch; None if nothing binds one.
-
-    `accepted` are the bindings that the app's policy takes. Where both a document and the command line name
-    the app, the one that the image enforces and the app accepts is used; policy checks that they agree.
-    """
-    by_cmdline = None
-    if launch.cmdline_app is not None:
-        app_id, compose_hash = launch.cmdline_app
-        by_cmdline = AppIdentity(
-            app_id=app_id, compose_hash=compose_hash, instance_id=None, binding=Binding.CMDLINE
-        )
-    offered = [identity for identity in (document, by_cmdline) if identity is not None]
-    counting = [
-        identity
-        for identity in offered
-        if identity.binding in launch.enforces and identity.binding in accepted
-    ]
-    return next(chain(counting, offered), None)

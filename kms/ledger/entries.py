@@ -15,12 +15,15 @@ import rfc8785
 
 from kms.boot_info import BootInfo
 from kms.checks import Check
-from kms.policy.decision import Ask
+from kms.encoding import b64url
+from kms.evidence.app_document import AppIdentity
+from kms.policy.decision import AppClaim, Ask
 from kms.strict_json import JsonValue
 
 SALT_LENGTH: Final = 16
 RELEASED: Final = "released"
 REFUSED: Final = "refused"
+KIND: Final = "decision"
 
 
 # Not slotted: its bytes are made once, and `cached_property` needs a place for them.
@@ -31,6 +34,8 @@ class DecisionEntry:
     `release_id` is also the request id that the guest was told. `challenge` is the decoded challenge that
     this decision spends, None when the evidence was not authentic (then none is spent). `policy_revision`
     is the revision that judged, None when no policy was asked. `epochs` are those of the released keys.
+    `document` is what an app document stated whose bytes the report's HOST_DATA commits to; like the claim
+    in `ask` it is needed to judge the guest again, and proves nothing where `boot_info` is None.
     """
 
     release_id: str
@@ -40,6 +45,7 @@ class DecisionEntry:
     reasons: tuple[str, ...]
     checks: tuple[Check, ...]
     boot_info: BootInfo | None
+    document: AppIdentity | None
     ask: Ask
     epochs: tuple[int, ...]
     policy_revision: str | None
@@ -59,7 +65,7 @@ class DecisionEntry:
             for check in self.checks
         ]
         entry: dict[str, JsonValue] = {
-            "kind": "decision",
+            "kind": KIND,
             "release_id": self.release_id,
             "decided_at": timestamp(self.decided_at),
             "outcome": self.outcome,
@@ -67,6 +73,8 @@ class DecisionEntry:
             "reasons": list(self.reasons),
             "checks": checks,
             "boot_info": None if self.boot_info is None else self.boot_info.to_json(),
+            "document": _document_json(self.document),
+            "claim": _claim_json(self.ask.app),
             "keys": keys,
             "epochs": list(self.epochs),
             "policy_revision": self.policy_revision,
@@ -85,3 +93,29 @@ def entry_digest(salt: bytes, canonical: bytes) -> bytes:
 def timestamp(moment: datetime) -> str:
     """Give RFC 3339 in UTC with microseconds: one form, so that entries sort and hash alike."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _document_json(document: AppIdentity | None) -> JsonValue:
+    if document is None:
+        return None
+    return {
+        "app_id": document.app_id.hex(),
+        "compose_hash": document.compose_hash.hex(),
+        "instance_id": _hex(document.instance_id),
+        "binding": document.binding.value,
+        "kms_identity": None if document.kms_identity is None else b64url(document.kms_identity),
+    }
+
+
+def _claim_json(claim: AppClaim | None) -> JsonValue:
+    if claim is None:
+        return None
+    return {
+        "app_id": _hex(claim.app_id),
+        "compose_hash": _hex(claim.compose_hash),
+        "instance_id": _hex(claim.instance_id),
+    }
+
+
+def _hex(value: bytes | None) -> str | None:
+    return None if value is None else value.hex()

@@ -1,6 +1,15 @@
+"""What is written down of a decision, and how much of it strangers may write."""
+
+import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from kms.evidence.app_document import AppIdentity
+from kms.identifiers import AppId, ComposeHash, InstanceId
 from kms.ledger.budget import StrangerBudget
+from kms.ledger.entries import DecisionEntry
+from kms.measurement.images import Binding
+from kms.policy.decision import AppClaim, Ask
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -17,3 +26,49 @@ def test_a_clock_that_is_set_back_does_not_stop_the_record() -> None:
     assert budget.take(NOW)
     assert budget.take(NOW - timedelta(hours=1))
     assert not budget.take(NOW - timedelta(hours=1))
+
+
+ENTRY = DecisionEntry(
+    release_id="r1",
+    decided_at=NOW,
+    outcome="refused",
+    code="policy-denied",
+    reasons=("app-not-listed",),
+    checks=(),
+    boot_info=None,
+    document=None,
+    ask=Ask(keys=()),
+    epochs=(),
+    policy_revision=None,
+    challenge=None,
+    client="192.0.2.1",
+    development=False,
+    salt=bytes(16),
+)
+
+
+def test_an_entry_holds_what_the_request_claims_of_its_app() -> None:
+    claim = AppClaim(app_id=AppId(b"\xa1" * 20), instance_id=InstanceId(b"\x11" * 16))
+    written = json.loads(replace(ENTRY, ask=Ask(keys=(), app=claim)).canonical)
+    assert written["claim"] == {"app_id": "a1" * 20, "compose_hash": None, "instance_id": "11" * 16}
+    assert json.loads(ENTRY.canonical)["claim"] is None
+
+
+def test_an_entry_holds_all_that_a_bound_document_states() -> None:
+    """Beside a command line that binds the app, BootInfo says nothing of the document."""
+    document = AppIdentity(
+        app_id=AppId(b"\xa1" * 20),
+        compose_hash=ComposeHash(b"\xc1" * 32),
+        instance_id=None,
+        binding=Binding.DSTACK_MR_CONFIG,
+        kms_identity=b"\xff" * 32,
+    )
+    written = json.loads(replace(ENTRY, document=document).canonical)
+    assert written["document"] == {
+        "app_id": "a1" * 20,
+        "compose_hash": "c1" * 32,
+        "instance_id": None,
+        "binding": "dstack-mr-config",
+        "kms_identity": "_" * 42 + "8",
+    }
+    assert json.loads(ENTRY.canonical)["document"] is None

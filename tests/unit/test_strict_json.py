@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kms.strict_json import MAX_DEPTH, Fields, JsonError, JsonValue, parse, parse_object
+from kms.strict_json import MAX_DEPTH, MAX_VALUES, Fields, JsonError, JsonValue, parse, parse_object
 
 SECRET = "xyzzy-never-repeated"
 VALUES = st.recursive(
@@ -58,6 +58,43 @@ def test_nesting_has_a_limit_and_brackets_in_texts_do_not_count() -> None:
     text = "[{" * 100 + '\\"' + "[" * 100
     assert parse(json.dumps([text] * 3).encode()) == [text] * 3
     assert parse(b"[" + b"[]," * 100 + b"[]]") == [[]] * 101
+
+
+def test_long_texts_do_not_count_as_values() -> None:
+    text = '[{,"\\' * 100_000
+    body = json.dumps({"files": {"a.yaml": text}}).encode()
+    assert parse(body, long_texts=True) == {"files": {"a.yaml": text}}
+    with pytest.raises(JsonError):
+        parse(body)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"[" + b"[]," * 50_000 + b"[]]", b"[" + b'"",' * 100_000 + b'""]', b'""' * 500_000,
+     b"{" + b'"":0,' * 100_000 + b'"":0}', b"[" * 100_000, b'{"a":' * 40, b'["' + b"[" * 100,
+     b'{"a":1,"a":2}'],
+)  # fmt: skip
+def test_values_beside_long_texts_do(data: bytes) -> None:
+    with pytest.raises(JsonError):
+        parse(data, long_texts=True)
+
+
+@given(st.binary(max_size=60) | st.text('{}[]",:01-\\ud8tru', max_size=40).map(str.encode))
+def test_long_texts_change_nothing_else(data: bytes) -> None:
+    try:
+        expected = parse(data)
+    except JsonError:
+        with pytest.raises(JsonError):
+            parse(data, long_texts=True)
+    else:
+        assert parse(data, long_texts=True) == expected
+
+
+def test_more_values_may_be_asked_for() -> None:
+    many = json.dumps(list(range(MAX_VALUES + 1))).encode()
+    with pytest.raises(JsonError, match="too many values"):
+        parse(many)
+    assert parse(many, most_values=MAX_VALUES + 2) == list(range(MAX_VALUES + 1))
 
 
 def test_the_largest_integers_are_exact() -> None:

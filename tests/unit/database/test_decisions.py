@@ -43,6 +43,7 @@ def entry(name: str, **changes: object) -> DecisionEntry:
         reasons=(),
         checks=(),
         boot_info=None,
+        document=None,
         ask=Ask(keys=()),
         epochs=(),
         policy_revision=None,

@@ -1,11 +1,12 @@
 """Which launch is found among many images, and what is computed for it."""
 
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from kms.evidence.launch import AllowedImages, Launch, LaunchFinder, NamedApp
+from kms.evidence.launch import AllowedImages, Launch, LaunchFacts, LaunchFinder, MatchedLaunch, NamedApp
 from kms.identifiers import AppId, ComposeHash, Measurement, OsImageHash
 from kms.measurement.images import Binding, Image, LaunchHint
 from kms.measurement.index import MeasurementIndex
@@ -187,3 +188,52 @@ def test_an_image_that_a_guest_describes(cmdline: str) -> None:
     assert find(finder, shown(described, filled)) is None
     assert find(LaunchFinder(Allowed()), shown(described, filled), hint) is None
     assert not finder.only_looks_up(hint, None)
+
+
+def find_again(finder: LaunchFinder, measurement: Measurement, before: LaunchFacts | None) -> MatchedLaunch:
+    found = finder.find_again(measurement, before, APP)
+    assert found is not None
+    return found
+
+
+def test_a_launch_is_found_again_as_it_was_found_and_proves_nothing() -> None:
+    """Only a verified report makes a `Launch`: a measurement from a record must never release a key."""
+    both = (Binding.HOST_DATA, Binding.DSTACK_MR_CONFIG)
+    first, second = image("os-a", "same", *both), image("os-b", "same", Binding.HOST_DATA)
+    template = image("os-t", TEMPLATE, Binding.CMDLINE)
+    filled = shown(template, template.filled_cmdline(APP.app_id, ComposeHash(b"\xc1" * 32)))
+    for finder in (
+        LaunchFinder(Allowed(second, first, template)),
+        LaunchFinder(Allowed(second, first, template, own=(first, template))),
+    ):
+        for measurement, hint in (
+            (shown(first), HINT),
+            (shown(first), LaunchHint(image="os-b")),
+            (filled, HINT),
+        ):
+            found = find(finder, measurement, hint)
+            assert found is not None
+            again = find_again(finder, measurement, found)
+            assert not isinstance(again, Launch)
+            members = [each.name for each in fields(MatchedLaunch)]
+            assert [getattr(again, name) for name in members] == [getattr(found, name) for name in members]
+        assert find_again(finder, shown(first), None).image == "os-a"
+        assert finder.find_again(Measurement(bytes(48)), None, APP) is None
+
+
+def test_an_image_that_a_guest_described_is_found_again_by_its_hash_alone() -> None:
+    described = image("unnamed")
+    hint = LaunchHint(description=described.description.to_json())
+    allowed = LaunchFinder(Allowed(by_hash=described.os_image_hash))
+    found = find(allowed, shown(described), hint)
+    assert found is not None
+    again = find_again(allowed, shown(described), found)
+    assert (again.image, again.os_image_hash, again.enforces) == (None, found.os_image_hash, found.enforces)
+    assert (again.vcpus, again.vcpu_type, again.guest_features) == (2, found.vcpu_type, 1)
+    assert LaunchFinder(Allowed()).find_again(shown(described), found, APP) is None
+    assert allowed.find_again(shown(described), None, APP) is None
+    # Once a document describes it, the measurement decides again, and what the document says it enforces.
+    documented = LaunchFinder(Allowed(image("os-1", described.description.cmdline, Binding.HOST_DATA)))
+    assert find_again(documented, shown(described), found).image == "os-1"
+    # A guest that was found by a document was never seen describing its launch.
+    assert allowed.find_again(shown(described), find(documented, shown(described)), APP) is None

@@ -1,0 +1,98 @@
+"""Reading the record of decisions: one, pages of them by filters, or all of a time to judge them again."""
+
+import json
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import ColumnElement, Row, Select, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from kms.database.engine import reading
+from kms.database.schema import decisions
+from kms.errors import NotFound
+from kms.ledger.entries import timestamp
+from kms.ledger.recorded import RecordDamaged
+from kms.operator_ports import RecordFilter
+from kms.strict_json import JsonValue
+
+_PAGE: Final = 100  # entries of ten kilobytes each
+_columns = decisions.c
+
+
+class DecisionRecords:
+    """Implements `kms.operator_ports.Records` on the table of decisions."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def entry(self, release_id: str) -> dict[str, JsonValue] | None:
+        """Give one recorded entry; see `Records.entry`."""
+        found = await self._rows(_entries().where(_columns.id == release_id))
+        return _object(found[0]) if found else None
+
+    async def entries(self, wanted: RecordFilter, *, limit: int) -> tuple[dict[str, JsonValue], ...]:
+        """Give the newest entries that match; see `Records.entries`."""
+        query = _entries().where(*_conditions(wanted)).limit(limit)
+        if wanted.before is not None:
+            cursor = await self._rows(_entries().where(_columns.id == wanted.before))
+            if not cursor:
+                raise NotFound(
+                    "there is no recorded decision of the id to go on from", reason="cursor-unknown"
+                )
+            query = query.where(_older_than(cursor[0]))
+        return tuple(_object(row) for row in await self._rows(query))
+
+    async def scan(self, since: datetime, *, until: datetime | None = None) -> AsyncIterator[JsonValue]:
+        """Give every entry of a time, newest first; see `Records.scan`."""
+        query = _entries().where(*_conditions(RecordFilter(since=since, until=until))).limit(_PAGE)
+        # Page by page: one long read would keep SQLite from resetting its write-ahead log.
+        rows = await self._rows(query)
+        while rows:
+            for row in rows:
+                yield _json(row)
+            rows = await self._rows(query.where(_older_than(rows[-1]))) if len(rows) == _PAGE else []
+
+    async def _rows(self, query: Select[tuple[object, ...]]) -> list[Row[tuple[object, ...]]]:
+        async with reading(self._engine) as connection:
+            return list((await connection.execute(query)).all())
+
+
+def _entries() -> Select[tuple[object, ...]]:
+    query = select(_columns.id, _columns.decided_at, _columns.entry)
+    return query.order_by(_columns.decided_at.desc(), _columns.id.desc())
+
+
+def _conditions(wanted: RecordFilter) -> list[ColumnElement[bool]]:
+    equal = (
+        (_columns.app_id, wanted.app),
+        (_columns.image, wanted.image),
+        (_columns.chip_id, wanted.chip),
+        (_columns.outcome, wanted.outcome),
+        (_columns.code, wanted.code),
+    )
+    conditions: list[ColumnElement[bool]] = [column == value for column, value in equal if value is not None]
+    if wanted.since is not None:
+        conditions.append(_columns.decided_at >= timestamp(wanted.since))
+    if wanted.until is not None:
+        conditions.append(_columns.decided_at < timestamp(wanted.until))
+    return conditions
+
+
+def _older_than(row: Row[tuple[object, ...]]) -> ColumnElement[bool]:
+    return tuple_(_columns.decided_at, _columns.id) < (row.decided_at, row.id)
+
+
+def _json(row: Row[tuple[object, ...]]) -> JsonValue:
+    try:
+        entry: JsonValue = json.loads(row.entry)
+    except (ValueError, RecursionError):  # somebody wrote it by hand
+        return None
+    return entry
+
+
+def _object(row: Row[tuple[object, ...]]) -> dict[str, JsonValue]:
+    entry = _json(row)
+    if not isinstance(entry, dict):
+        raise RecordDamaged(f"the recorded decision {row.id} is not a JSON object")
+    return entry
