@@ -1,10 +1,11 @@
 """Explaining evidence: the same verification, measurement and decision as a release, nothing spent, no keys.
 
-For operators and auditors, offline. Every check is reported, passed or failed, in the order of the release
+For operators and auditors. Every check is reported, passed or failed, in the order of the release
 path; what was not asked about is not reported.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeAlias
 
@@ -12,30 +13,32 @@ from kms.boot_info import BootInfo, build_boot_info
 from kms.checks import Check, failures
 from kms.errors import MalformedEvidence
 from kms.evidence.app_document import AppIdentity
-from kms.evidence.launch import LaunchFacts, LaunchFinder
-from kms.identifiers import AppId, ComposeHash, Measurement
-from kms.judgement import Circumstances, bind_app, check_document, check_measurement, context_of, name_app
-from kms.measurement.description import LaunchDescription, os_image_hash
+from kms.evidence.launch import Launch, LaunchFacts, LaunchFinder, NamedApp
+from kms.evidence.launch_inputs import App, cmdline_for, expected, launched
+from kms.identifiers import Measurement
+from kms.judgement import (
+    Circumstances,
+    bind_app,
+    check_document,
+    check_measurement,
+    check_named,
+    context_of,
+    name_app,
+)
+from kms.keys.names import KeyRequest
 from kms.measurement.errors import MeasurementError
 from kms.measurement.explanation import Explanation, explain_measurement
-from kms.measurement.guest_features import SNP_ACTIVE
-from kms.measurement.images import (
-    Image,
-    LaunchHint,
-    MeasurementTable,
-    filled_cmdline,
-    has_placeholders,
-)
-from kms.measurement.launch import LaunchFile, launch_measurement
-from kms.measurement.snp import MAX_VCPUS
-from kms.measurement.vcpu_types import VCPU_TYPES, vcpu_type_name
+from kms.measurement.images import LaunchHint, MeasurementTable
+from kms.measurement.launch import LaunchDescription, LaunchFile
+from kms.measurement.nearest import nearest_image
 from kms.policy.compiled import Policy
-from kms.policy.decision import AppClaim, Ask, decide
+from kms.policy.decision import AppClaim, Ask, Decision, decide
 from kms.snp.advisories import Advisories
 from kms.snp.report import Report
 from kms.snp.verify import Unverified, VerifiedReport, check_report_data
 
-_App: TypeAlias = "tuple[AppId, ComposeHash] | None"
+# Finds the launch that a report shows, as `kms.evidence.launch.LaunchFinder.find`.
+Find: TypeAlias = Callable[[VerifiedReport, LaunchHint, NamedApp | None], Launch | None]
 
 # Asked without a request there are no keys to judge, and that is not the evidence's fault.
 _ABOUT_KEYS = frozenset({"keys-asked"})
@@ -45,7 +48,8 @@ _ABOUT_KEYS = frozenset({"keys-asked"})
 class Question:
     """What is asked about a report. Each optional part adds its checks.
 
-    `claim` is what a request would name, for a command line that binds the app. `kms_identity` is the KMS's
+    `claim` is what a request names, for a command line that binds the app, and `keys` what it asks for:
+    without any, keys are not judged. `hint` is what the guest says of its launch. `kms_identity` is the KMS's
     public key (32 bytes): without it, an app document that names a KMS cannot pass a policy. `advisories` are
     AMD's bulletins that the report is assessed by.
     """
@@ -57,15 +61,27 @@ class Question:
     report_data: bytes | None = None
     policy: Policy | None = None
     claim: AppClaim | None = None
+    keys: tuple[KeyRequest, ...] = ()
+    hint: LaunchHint = field(default_factory=LaunchHint)
     kms_identity: bytes | None = None
+
+    def app(self) -> NamedApp | None:
+        """Give the app whose images come first, as a release does."""
+        return name_app(self.claim, _check_document(self, []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Every check that was made. `boot_info` is None unless the report is authentic."""
+    """Every check that was made. `boot_info` is None unless the report is authentic.
+
+    `decision` is the policy's, where it was asked; `nearest` explains a measurement that no allowed image
+    shows.
+    """
 
     checks: tuple[Check, ...]
     boot_info: BootInfo | None = None
+    decision: Decision | None = None
+    nearest: Explanation | None = None
 
     @property
     def verified(self) -> bool:
@@ -79,11 +95,12 @@ def explain(
     now: datetime,
     *,
     development: bool,
+    find: Find | None = None,
 ) -> Verification:
     """Measure and judge what authentication gave (`kms.authenticity`), as far as the question goes.
 
     It never raises for what the evidence is. `outcome` is the exception where the report turned out not to be
-    of its format.
+    of its format. `find` is for those who have computed the policy's launches already.
     """
     report = question.report
     checks: list[Check] = []
@@ -107,14 +124,21 @@ def explain(
         kms_identity=question.kms_identity or b"",
         advisories=question.advisories,
     )
-    boot_info = _judge(
-        question, question.policy, outcome, document, circumstances=circumstances, checks=checks
+    judged = _judge(
+        question,
+        question.policy,
+        outcome,
+        document,
+        find=find or LaunchFinder(question.policy).find,
+        circumstances=circumstances,
     )
-    return Verification(checks=tuple(checks), boot_info=boot_info)
+    return replace(judged, checks=(*checks, *judged.checks))
 
 
 def _check_document(question: Question, checks: list[Check]) -> AppIdentity | None:
     if question.app_document is None:
+        if question.keys:
+            checks.append(check_named(question.claim))
         return None
     try:
         identity, check = check_document(question.app_document, question.report)
@@ -130,12 +154,12 @@ def _check_launch(
     """Recompute the measurement from the given launch inputs; what they leave open is searched for."""
     if question.launch is None:
         return None
-    measurement, app = question.report.measurement, _named_app(question.claim, document)
+    measurement, app = question.report.measurement, named_app(question.claim, document)
     try:
-        launch = _launched(question.launch, measurement, app)
+        launch = launched(question.launch, measurement, app)
         detail = f"MEASUREMENT is {measurement.hex()}"
         if launch is None:
-            detail += f"; {_expected(question.launch, app)}; {_explained(question, app)}"
+            detail += f"; {expected(question.launch, app)}; {_compared(question, question.launch, app)}"
         else:
             detail += f", as the launch inputs give with {launch.vcpus} vCPUs of {launch.vcpu_type}"
     except MeasurementError as error:
@@ -145,74 +169,47 @@ def _check_launch(
     return launch
 
 
-def _explained(question: Question, app: _App) -> Explanation:
-    """Say which launch the measurement shows, by the launch inputs and the policy's images."""
+def _compared(question: Question, given: LaunchFile, app: App | None) -> Explanation:
+    """Say which launch the measurement shows, by launch inputs and the policy's images."""
     measurement = question.report.measurement
     images = () if question.policy is None else question.policy.images
     shown = [
         image
         for image in images
-        if MeasurementTable(image, _cmdline(image.description, app)).find(measurement)
+        if MeasurementTable(image, cmdline_for(image.description, app)).find(measurement)
     ]
-    return explain_measurement(measurement, shown or images, question.launch, app=app)
+    return explain_measurement(measurement, shown or images, given, app=app)
 
 
-def _launched(given: LaunchFile, measurement: Measurement, app: _App) -> LaunchFacts | None:
-    found, cmdline = given.machine(), _cmdline(given.description, app)
-    if found is None:
-        table = MeasurementTable(_image(given), cmdline)
-        found = next((each.machine for each in table.find(measurement)), None)
-    elif launch_measurement(given.description, found, cmdline=cmdline) != measurement:
-        found = None
-    if found is None:
+def _nearest(question: Question, policy: Policy, app: App | None) -> Explanation:
+    """Say which allowed image is nearest to a measurement that none of them shows."""
+    measurement, hint = question.report.measurement, question.hint
+    given = question.launch or _described(hint, measurement, app)
+    if given is not None:
+        return explain_measurement(measurement, policy.images, given, app=app)
+    hinted = None if hint.image is None else policy.image(hint.image)
+    own = policy.images_of(app[0]) if app is not None else ()
+    return nearest_image(measurement, (() if hinted is None else (hinted,), own, policy.images), app)
+
+
+def _described(hint: LaunchHint, measurement: Measurement, app: App | None) -> LaunchFile | None:
+    """Give the launch that the guest describes if the measurement proves it: then it is no mere hint."""
+    if hint.description is None:
         return None
-    return LaunchFacts(
-        measurement=measurement,
-        image=None,
-        os_image_hash=os_image_hash(given.description.to_json()),
-        vcpus=found.vcpus,
-        vcpu_type=given.vcpu_type or vcpu_type_name(found.vcpu_signature),
-        guest_features=found.guest_features,
-    )
+    try:
+        given = LaunchFile(
+            description=LaunchDescription.parse(hint.description), guest_features=hint.guest_features
+        )
+        return None if launched(given, measurement, app) is None else given
+    except MeasurementError:
+        return None
 
 
-def _image(given: LaunchFile) -> Image:
-    types = tuple(
-        name
-        for name, signature in VCPU_TYPES.items()
-        if given.vcpu_signature is None or signature == given.vcpu_signature
-    )
-    return Image(
-        name=None,
-        os_image_hash=os_image_hash(given.description.to_json()),
-        description=given.description,
-        enforces=frozenset(),
-        vcpu_types=types,
-        vcpus_minimum=given.vcpus or 1,
-        vcpus_maximum=given.vcpus or MAX_VCPUS,
-        guest_features=(SNP_ACTIVE if given.guest_features is None else given.guest_features,),
-    )
-
-
-def _expected(given: LaunchFile, app: _App) -> str:
-    machine = given.machine()
-    if machine is None:
-        return "no machine that fits the launch inputs"
-    cmdline = _cmdline(given.description, app)
-    return f"they give {launch_measurement(given.description, machine, cmdline=cmdline).hex()}"
-
-
-def _named_app(claim: AppClaim | None, document: AppIdentity | None) -> _App:
-    """Give the app that fills a given command line: that of the claim, else that of the document."""
+def named_app(claim: AppClaim | None, document: AppIdentity | None) -> App | None:
+    """Give the app that fills a command line: that of the claim, else that of the document."""
     if claim is not None and claim.app_id is not None and claim.compose_hash is not None:
         return claim.app_id, claim.compose_hash
     return None if document is None else (document.app_id, document.compose_hash)
-
-
-def _cmdline(description: LaunchDescription, app: _App) -> str | None:
-    """Give the filled command line; None where the description's own is measured as it is."""
-    template = description.cmdline or ""
-    return filled_cmdline(template, *app) if app is not None and has_placeholders(template) else None
 
 
 def _judge(
@@ -221,27 +218,26 @@ def _judge(
     verified: VerifiedReport,
     document: AppIdentity | None,
     *,
+    find: Find,
     circumstances: Circumstances,
-    checks: list[Check],
-) -> BootInfo:
-    """Find the launch among the policy's images, and decide as a release would, but for the keys."""
-    hint = LaunchHint()
+) -> Verification:
+    """Find the launch among the policy's images, and decide as a release would."""
+    hint = question.hint
     if question.launch is not None:
         # So that an image that is allowed by hash alone is found, as from a guest that describes it.
-        hint = LaunchHint(description=question.launch.description.to_json())
-    launch = LaunchFinder(policy).find(verified, hint, name_app(question.claim, document))
-    known = check_measurement(verified, launch)
+        hint = replace(hint, description=question.launch.description.to_json())
+    launch = find(verified, hint, name_app(question.claim, document))
+    known = check_measurement(verified.report.measurement, launch)
     if launch is None:
-        checks.append(
-            known._replace(
-                detail=f"{known.detail}; {_explained(question, _named_app(question.claim, document))}"
-            )
+        nearest = _nearest(question, policy, named_app(question.claim, document))
+        return Verification(
+            checks=(known._replace(detail=f"{known.detail}; {nearest}"),),
+            boot_info=build_boot_info(verified, None, document, question.advisories),
+            nearest=nearest,
         )
-        return build_boot_info(verified, None, document, question.advisories)
     identity, binding = bind_app(policy, launch, document)
     boot_info = build_boot_info(verified, launch, identity, question.advisories)
-    ask = Ask(keys=(), app=question.claim)
+    ask = Ask(keys=question.keys, app=question.claim)
     decision = decide(policy, boot_info, ask, context_of(circumstances, launch, document))
-    checks += [known, binding]
-    checks.extend(check for check in decision.checks if check.name not in _ABOUT_KEYS)
-    return boot_info
+    made = (check for check in decision.checks if question.keys or check.name not in _ABOUT_KEYS)
+    return Verification(checks=(known, binding, *made), boot_info=boot_info, decision=decision)

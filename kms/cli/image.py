@@ -9,11 +9,13 @@ from kms.cli.measure import file_sha256
 from kms.cli.output import OK, Unreadable, WrongUse, print_json, read_file
 from kms.cli.parsers import Group, Parser, run_group
 from kms.errors import ConfigurationError
+from kms.identifiers import AppId, ComposeHash
 from kms.measurement.description import LaunchDescription, os_image_hash
 from kms.measurement.errors import MeasurementError
 from kms.measurement.firmware import MAX_FIRMWARE, Firmware
 from kms.measurement.guest_features import parse_features
-from kms.measurement.images import Binding, Image, MeasurementTable
+from kms.measurement.images import Binding, Image
+from kms.measurement.listing import image_json, measurement_rows
 from kms.measurement.vmsa import Vmm
 from kms.strict_json import JsonValue
 
@@ -143,11 +145,7 @@ def _document(image: Image) -> dict[str, JsonValue]:
         "kind": "image",
         "name": image.name,
         "launch": image.description.to_json(),
-        "os_image_hash": image.os_image_hash.hex(),
-        "enforces": [*sorted(image.enforces)],
-        "vcpu_types": [*image.vcpu_types],
-        "vcpus": {"min": image.vcpus_minimum, "max": image.vcpus_maximum},
-        "guest_features": [hex(features) for features in image.guest_features],
+        **image_json(image),
     }
 
 
@@ -214,16 +212,7 @@ def _measurements(args: argparse.Namespace) -> int:
             f"{len(named)} image documents of this name", remedy="Give the name of one documented image."
         )
     image = named[0]
-    table = MeasurementTable(image, _cmdline(image, args))
-    rows = [
-        {
-            "measurement": measurement.hex(),
-            "vcpus": each.machine.vcpus,
-            "vcpu_type": each.vcpu_type,
-            "guest_features": hex(each.machine.guest_features),
-        }
-        for measurement, each in table
-    ]
+    rows = list(measurement_rows(image, _named_app(image, args)))
     if args.json:
         print_json({"image": image.name, "os_image_hash": image.os_image_hash.hex(), "measurements": rows})
         return OK
@@ -232,13 +221,13 @@ def _measurements(args: argparse.Namespace) -> int:
     return OK
 
 
-def _cmdline(image: Image, args: argparse.Namespace) -> str | None:
-    """Give the filled command line, or None where the image's own is measured as it stands."""
+def _named_app(image: Image, args: argparse.Namespace) -> tuple[AppId, ComposeHash] | None:
+    """Give the app that fills the command line, or None where the image's own is measured as it stands."""
     from kms.cli.pins import app_claim
 
     claim = app_claim(args.app_id, args.compose_hash)
     if claim is not None and claim.app_id is not None and claim.compose_hash is not None:
-        return image.filled_cmdline(claim.app_id, claim.compose_hash)
+        return claim.app_id, claim.compose_hash
     if Binding.CMDLINE in image.enforces:
         raise ConfigurationError(
             "the image's command line differs for each app",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kms.checks import Check
 from kms.cli.output import OK, REFUSED, Unreadable, print_json, read_file
-from kms.cli.parsers import Parser
+from kms.cli.parsers import Parser, moment
 from kms.cli.pins import app_claim, read_identity
 from kms.cli.reading import read_policy, read_settings
 from kms.cli.verify_authenticity import Given, authenticate
@@ -96,7 +96,7 @@ def parser() -> Parser:
     add("--app-id", metavar="HEX", help="with --compose-hash: the app that the measured command line names")
     add("--compose-hash", metavar="HEX", help="with --app-id")
     add("--identity", metavar="KEY", help="the KMS identity (or @FILE), for app documents that pin one")
-    add("--at", type=_time, metavar="TIME", help="verify as of this time (RFC 3339)")
+    add("--at", type=moment, metavar="TIME", help="verify as of this time (RFC 3339)")
     add("--config", metavar="FILE", type=Path, help="path of kms.toml, for roots, store and services")
     add("--json", action="store_true", help="one JSON document on standard output")
     return command
@@ -146,14 +146,6 @@ def _report_data(text: str) -> bytes:
     if len(value) != _REPORT_DATA_LENGTH:
         raise argparse.ArgumentTypeError(f"REPORT_DATA has {_REPORT_DATA_LENGTH} bytes")
     return value
-
-
-def _time(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError("write a time as 2026-11-22T12:00:00Z") from error
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 def _print_json(outcome: Verification) -> None:

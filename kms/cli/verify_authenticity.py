@@ -9,13 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from kms.authenticity import Authenticator, NotSought
-from kms.checks import Check
-from kms.errors import CollateralUnavailable, LedgerUnavailable, MalformedEvidence
+from kms.administration import authenticating
+from kms.authenticity import Authenticator
+from kms.errors import LedgerUnavailable, MalformedEvidence
 from kms.ports import Collateral, CollateralStore
 from kms.settings import Settings
 from kms.snp.certificate import Certificate
-from kms.snp.product import Product
 from kms.snp.report import Report
 from kms.snp.revocation import RevocationList
 from kms.snp.roots import TrustedRoots
@@ -45,19 +44,14 @@ async def authenticate(
             return verify(report, given.certificates, roots, now, replace(rules, lists=given.lists))
         async with _collateral(report, settings, roots, now) as collateral:
             authenticator = Authenticator(roots=roots, revocation=rules, collateral=collateral)
-            try:
-                outcome = await authenticator.authenticate(
-                    report, given.certificates, given.lists, now=now, client="kms verify", worth=_anything
-                )
-                if not isinstance(outcome, NotSought):
-                    return outcome
-            except (CollateralUnavailable, LedgerUnavailable) as error:
-                sys.stderr.write(f"kms verify: warning: {error.detail}\n")
-            certificates = (*given.certificates, *await collateral.authorities())
-            lists = (*given.lists, *await collateral.revocation_lists())
-        return verify(report, certificates, roots, now, replace(rules, lists=lists))
+            outcome, missing = await authenticating.authenticate(
+                authenticator, report, *given, now=now, client="kms verify"
+            )
     except MalformedEvidence as error:
         return error
+    if missing is not None:
+        sys.stderr.write(f"kms verify: warning: {missing.detail}\n")
+    return outcome
 
 
 def _has_store(settings: Settings) -> bool:
@@ -106,8 +100,3 @@ async def _copy(report: Report, settings: Settings, into: CollateralStore) -> No
         sys.stderr.write(f"kms verify: warning: the server's store is not used: {error.detail}\n")
     finally:
         await engine.dispose()
-
-
-async def _anything(_: Product) -> tuple[Check, ...]:
-    """Whoever runs this command may ask for any certificate."""
-    return ()

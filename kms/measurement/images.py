@@ -11,6 +11,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Final, Self
 
+from kms.encoding import from_0x
 from kms.identifiers import AppId, ComposeHash, Measurement, OsImageHash
 from kms.measurement.description import LaunchDescription, os_image_hash
 from kms.measurement.errors import MeasurementError
@@ -52,6 +53,10 @@ class Binding(StrEnum):
     HOST_DATA = "host-data"
     DSTACK_MR_CONFIG = "dstack-mr-config"
     CMDLINE = "cmdline"
+
+
+# What an image that is allowed by hash alone is taken to enforce: the protocol, section 4.
+UNDOCUMENTED_ENFORCES: Final = frozenset({Binding.HOST_DATA, Binding.DSTACK_MR_CONFIG})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +109,7 @@ class Image:
             name=None,
             os_image_hash=os_image_hash(launch),
             description=LaunchDescription.parse(launch),
-            enforces=frozenset({Binding.HOST_DATA, Binding.DSTACK_MR_CONFIG}),
+            enforces=UNDOCUMENTED_ENFORCES,
             vcpu_types=tuple(VCPU_TYPES),
             vcpus_minimum=1,
             vcpus_maximum=MAX_VCPUS,
@@ -154,14 +159,7 @@ class LaunchHint:
 def _hexadecimal(fields: Fields, name: str) -> int | None:
     if not fields.has(name):
         return None
-    return fields.convert(name, fields.text(name, at_most=18), _from_0x)
-
-
-def _from_0x(text: str) -> int:
-    digits = text.removeprefix("0x")
-    if digits == text or not digits or set(digits) - set("0123456789abcdef"):
-        raise ValueError("not 0x and lowercase hex digits")
-    return int(digits, 16)
+    return fields.convert(name, fields.text(name, at_most=18), from_0x)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,15 @@ from typing import Final
 from kms.boot_info import BootInfo
 from kms.checks import Check
 from kms.measurement.guest_features import SNP_ACTIVE
-from kms.measurement.images import Binding, Image
+from kms.measurement.images import UNDOCUMENTED_ENFORCES, Image
 from kms.measurement.snp import MAX_VCPUS
 from kms.measurement.vcpu_types import VCPU_TYPES
 from kms.policy.compiled import CompiledApp, Policy
-from kms.policy.documents import ImageDocument
+from kms.policy.documents import AppDocument, ImageDocument
 from kms.policy.forbidden_advisories import advisory_checks
 from kms.policy.question import AppClaim, Ask, Context
 
-# What an image allowed by hash alone may be launched on, and enforces (the protocol, section 4).
-_UNDOCUMENTED_ENFORCES: Final = frozenset({Binding.HOST_DATA, Binding.DSTACK_MR_CONFIG})
+# What an image allowed by hash alone may be launched on (the protocol, section 4).
 _UNDOCUMENTED_FEATURES: Final = frozenset({SNP_ACTIVE})
 
 
@@ -91,7 +90,7 @@ def launch_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context
     """Check that the app lists the image, on this machine, and that the image enforces the binding."""
     image_hash = boot_info.os_image_hash
     documents = () if image_hash is None else policy.image_documents(image_hash)
-    document = _listed_document(app, documents, boot_info)
+    document = listed_document(app.document, documents, boot_info)
     by_hash_alone = not documents and image_hash in app.document.image_hashes
     yield Check(
         "image-listed",
@@ -116,7 +115,7 @@ def launch_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context
         "machine-not-allowed",
     )
     # Both must name it: the image that was matched, and the document that this policy has for it.
-    enforced = context.enforces & (_UNDOCUMENTED_ENFORCES if document is None else document.image.enforces)
+    enforced = context.enforces & (UNDOCUMENTED_ENFORCES if document is None else document.image.enforces)
     shown = ", ".join(sorted(enforced)) or "nothing"
     yield Check(
         "binding-enforced",
@@ -126,12 +125,12 @@ def launch_checks(policy: Policy, app: CompiledApp, boot_info: BootInfo, context
     )
 
 
-def _listed_document(
-    app: CompiledApp, documents: tuple[ImageDocument, ...], boot_info: BootInfo
+def listed_document(
+    app: AppDocument, documents: tuple[ImageDocument, ...], boot_info: BootInfo
 ) -> ImageDocument | None:
     """Give the document that lets the image in: the matched one if listed, else another of its hash."""
-    by_hash = boot_info.os_image_hash in app.document.image_hashes
-    listed = [each for each in documents if by_hash or each.name in app.document.images]
+    by_hash = boot_info.os_image_hash in app.image_hashes
+    listed = [each for each in documents if by_hash or each.name in app.images]
     for each in listed:
         if each.name == boot_info.image:
             return each
