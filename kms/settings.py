@@ -25,7 +25,7 @@ _NOT_SETTINGS = frozenset({"KMS_CONFIG", "KMS_REAL_EVIDENCE"})
 _WITHOUT_EFFECT = {
     "metrics_listen": "this version has no metrics yet; nothing listens there",
 }
-_REFUSED_WHEN_SET = frozenset({"policy_trust", "ledger_anchor", "workers"})
+_REFUSED_WHEN_SET = frozenset({"workers"})
 _RATE = re.compile(r"(\d{1,9})(?:/s)?(?: burst (\d{1,9}))?")
 _DURATION = re.compile(r"(\d{1,6}) ?(s|m|h|d|seconds|minutes|hours|days)?")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -138,10 +138,21 @@ class Settings(BaseModel):
     tls_names: Annotated[list[str], BeforeValidator(_list)] = Field(
         default_factory=list, description="further names and addresses in the certificate that is made"
     )
+    operator_ca: Path | None = Field(None, description="PEM file of CAs of operators' client certificates")
+    oidc_issuer: str | None = Field(None, description="OpenID Connect provider of operators")
+    oidc_audience: str | None = Field(None, description="what its tokens must be meant for")
+    oidc_role_claim: str = Field("kms_roles", min_length=1, description="claim that names roles")
+    oidc_roles: Annotated[list[str], BeforeValidator(_list)] = Field(
+        default_factory=list, description="CLAIM-VALUE=ROLE, separated by commas"
+    )
     root_key: str | None = Field(None, description="default: file:root-key.json in the data folder")
     policy_dir: Path | None = Field(None, description="watched policy folder")
     policy_trust: Path | None = Field(None, description="operators' public keys and quorums")
-    ledger_anchor: str | None = Field(None, description="where the ledger head is kept outside the database")
+    ledger_anchor: str | None = Field(
+        None,
+        repr=False,
+        description="where the highest policy sequence is kept; default: a file in the data folder",
+    )
     collateral_dir: Path | None = Field(
         None, description="certificates; default: collateral in the data folder"
     )
@@ -196,16 +207,16 @@ class Settings(BaseModel):
             if name in _WITHOUT_EFFECT or name in _REFUSED_WHEN_SET:
                 continue
             value = getattr(self, name)
-            if name in {"database_url", "root_key"} and value:
+            if name in {"database_url", "root_key", "ledger_anchor"} and value:
                 value = _without_secrets(value)
             shown[name] = value if value is None or isinstance(value, list | int) else str(value)
         return shown
 
 
 def _without_secrets(uri: str) -> str:
-    """Give a URI without what may be a password or PIN: user part and query; of unknown schemes, all."""
-    scheme, _, rest = uri.partition(":")
-    if scheme == "file":
+    """Give a URI or path without what may be a password: user part and query; of unknown schemes, all."""
+    scheme, colon, rest = uri.partition(":")
+    if not colon or scheme == "file":
         return uri
     address = re.fullmatch(r"//(?:.*@)?([^@?]*)(?:\?.*)?", rest, re.DOTALL)
     return f"{scheme}://{address[1]}" if address else f"{scheme}:…"

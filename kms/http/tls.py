@@ -144,11 +144,15 @@ def certificate_names(names: Iterable[str]) -> list[str]:
         ) from error
 
 
-def server_context(certificate: Path, key: Path, minimum: str) -> ssl.SSLContext:
+def server_context(
+    certificate: Path, key: Path, minimum: str, operator_ca: Path | None = None
+) -> ssl.SSLContext:
     """Make the server's TLS context, from version `minimum` ("1.3" or "1.2").
 
+    With an `operator_ca` clients may show a certificate of it (`ask_for_certificates`).
+
     Raises:
-        ConfigurationError: the certificate or key cannot be loaded.
+        ConfigurationError: the certificate or key, or the CA, cannot be loaded.
 
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -161,7 +165,31 @@ def server_context(certificate: Path, key: Path, minimum: str) -> ssl.SSLContext
             f"the TLS certificate {certificate} and key {key} cannot be loaded: {error}",
             remedy="KMS_TLS_CERT must be a PEM chain and KMS_TLS_KEY its unencrypted PEM key",
         ) from error
+    if operator_ca is not None:
+        ask_for_certificates(context, operator_ca)
     return context
+
+
+def ask_for_certificates(context: ssl.SSLContext, operator_ca: Path) -> None:
+    """Let clients show a certificate of the CAs in a PEM file; whoever shows another one is turned away.
+
+    OpenSSL verifies names, signatures, dates, and that a certificate with an extended key usage is for
+    clients (X509_PURPOSE_SSL_CLIENT). It asks nobody for revocations: an operator's access is ended here.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds no certificate.
+
+    """
+    context.verify_mode = ssl.CERT_OPTIONAL
+    # An intermediate CA may stand in the file alone: what else its root signs is then not let in.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(operator_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"the CA of operators {operator_ca} cannot be loaded: {error.strerror or error}",
+            remedy="KMS_OPERATOR_CA must be a PEM file of certificates",
+        ) from error
 
 
 def _certificate(path: Path, *, remedy: str) -> x509.Certificate:
