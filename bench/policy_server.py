@@ -8,21 +8,25 @@ import json
 import logging
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Final
 
 import structlog
-from sqlalchemy import insert, select, update
+from sqlalchemy import select
 
 import kms.serving  # noqa: F401  # for its memory
 from bench.large_policy import NOW
-from kms.database.engine import open_engine, sqlite_url, writing
-from kms.database.policies import FollowedPolicies, PolicyStore
-from kms.database.schema import active_policy, policy_revisions
-from kms.policy.revision import digest_of
+from kms.administration.changing import PolicyChanger
+from kms.database.engine import open_engine, reading, sqlite_url
+from kms.database.schema import policy_revisions
+from kms.policy.history import ChangeKind, Intent, PolicyChange
+from kms.policy.revision import Revision, digest_of
+from kms.policy_following import FollowedPolicies
+from tests.changer import follow, open_changer
 
 _TICK: Final = 1e-3  # seconds
 
@@ -43,34 +47,50 @@ class TakeOver:
 
 async def store(folder: Path, revisions: list[bytes]) -> None:
     """Write revisions into the database in `folder`, as a server has them; the first is in force."""
-    engine = open_engine(sqlite_url(folder))
-    async with writing(engine) as connection:
+    async with _changer(folder) as changer:
         for each in revisions:
-            await connection.execute(
-                insert(policy_revisions).values(
-                    revision=digest_of(each), documents=each, author="", message="", created_at=""
-                )
-            )
-        await connection.execute(
-            insert(active_policy).values(id=1, revision=digest_of(revisions[0]), sequence=1, activated_at="")
-        )
-    await engine.dispose()
+            await changer.history.store(Revision.from_canonical(each), None)
+        await _move(changer, digest_of(revisions[0]))
 
 
 async def take_over_each(folder: Path) -> list[TakeOver]:
     """Take over every revision in the database, one after the other."""
-    engine = open_engine(sqlite_url(folder))
-    async with writing(engine) as connection:
-        digests = [row.revision for row in await connection.execute(select(policy_revisions.c.revision))]
-        first = (await connection.execute(select(active_policy.c.revision))).scalar_one()
-    policies = FollowedPolicies(PolicyStore(engine, lambda: NOW))
-    taken: list[TakeOver] = []
-    for digest in [first, *(each for each in digests if each != first)]:
-        async with writing(engine) as connection:
-            await connection.execute(update(active_policy).values(revision=digest))
-        taken.append(await _take_over(policies))
-    await engine.dispose()
+    async with _changer(folder) as changer:
+        first = await changer.history.head()
+        engine = open_engine(sqlite_url(folder))
+        async with reading(engine) as connection:
+            digests = [row.revision for row in await connection.execute(select(policy_revisions.c.revision))]
+        await engine.dispose()
+        policies = follow(changer)
+        taken: list[TakeOver] = []
+        for digest in [None, *(each for each in digests if first is None or each != first.revision)]:
+            if digest is not None:
+                await _move(changer, digest)
+            taken.append(await _take_over(policies))
     return taken
+
+
+@asynccontextmanager
+async def _changer(folder: Path) -> AsyncIterator[PolicyChanger]:
+    engine = open_engine(sqlite_url(folder))
+    yield await open_changer(engine, folder, lambda: NOW)
+    await engine.dispose()
+
+
+async def _move(changer: PolicyChanger, digest: str) -> None:
+    """Put a stored revision in force without reading it: what it costs the server is measured elsewhere."""
+    head = await changer.history.head()
+    change = PolicyChange(
+        sequence=1 if head is None else head.sequence + 1,
+        revision=digest,
+        previous=None if head is None else head.revision,
+        intent=Intent.WIDEN,
+        kind=ChangeKind.APPLY,
+        author="bench",
+        message="",
+        made_at=NOW,
+    )
+    await changer.history.append(change, expect=head, action=None)
 
 
 async def _take_over(policies: FollowedPolicies) -> TakeOver:

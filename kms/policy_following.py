@@ -1,4 +1,4 @@
-"""Policy revisions in the database, and the one in force in memory."""
+"""The policy in force, compiled in memory, and the following of what the database says of it."""
 
 import asyncio
 import time
@@ -7,22 +7,18 @@ from functools import partial
 from typing import Final
 
 import structlog
-from sqlalchemy import insert, select, update
-from sqlalchemy.dialects.sqlite import insert as insert_or
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.background import Background, collector_at_rest
-from kms.database.engine import reading, writing
-from kms.database.schema import active_policy, policy_revisions
 from kms.errors import LedgerUnavailable
 from kms.evidence.launch import Launch, LaunchFinder, NamedApp
 from kms.identifiers import Measurement
-from kms.ledger.entries import timestamp
 from kms.measurement.images import LaunchHint
+from kms.operator_ports import PolicyPast, SeenHead
 from kms.policy.compiled import Policy
 from kms.policy.findings import PolicyInvalid
-from kms.policy.revision import Revision, with_standing_revocations
-from kms.ports import Clock
+from kms.policy.history import Head, PolicyChange
+from kms.policy.revision import Revision
+from kms.policy_authority import PolicyAuthority, PolicyUntrusted
 from kms.snp.verify import VerifiedReport
 
 _log = structlog.get_logger("kms.policy")
@@ -30,6 +26,7 @@ _log = structlog.get_logger("kms.policy")
 # Every server follows a change within 2 s; a decision by an older revision is refused by the record anyway.
 _FOLLOW_EVERY: Final = 1.0
 _PAUSE_BETWEEN_IMAGES: Final = 2e-4  # seconds
+_SAY_AGAIN_AFTER: Final = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,107 +68,22 @@ class LoadedPolicy:
             return await asyncio.to_thread(self.launches.may_show, claimed, hint, app)
 
 
-class PolicyStore:
-    """Stores revisions, and moves the pointer to the one in force. Implements `kms.ports.PolicyRevisions`.
+class FollowedPolicies:
+    """Implements `kms.ports.Policies`: keeps the revision in force compiled, and follows the pointer.
 
-    Every method raises `LedgerUnavailable` when the database does not answer.
+    What the pointer names is used only once `authority` has verified how it came there; `anchor` keeps what
+    was used last outside the database, so that an older state of it is noticed.
     """
 
-    def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
-        self._engine = engine
-        self._clock = clock
-
-    async def active_revision(self) -> str | None:
-        """Give the digest of the revision in force, None if there is none."""
-        async with reading(self._engine) as connection:
-            row = (await connection.execute(select(active_policy.c.revision))).first()
-        return None if row is None else str(row.revision)
-
-    async def folder_revision(self) -> str | None:
-        """Give the digest that the watched folder had when it was applied last."""
-        async with reading(self._engine) as connection:
-            row = (await connection.execute(select(active_policy.c.folder_revision))).first()
-        return None if row is None else row.folder_revision
-
-    async def load(self, digest: str) -> Revision | None:
-        """Load a stored revision and check it against its digest.
-
-        Raises:
-            PolicyInvalid: the stored bytes are not what the digest names.
-
-        """
-        query = select(policy_revisions.c.documents).where(policy_revisions.c.revision == digest)
-        async with reading(self._engine) as connection:
-            row = (await connection.execute(query)).first()
-        if row is None:
-            return None
-        return await asyncio.to_thread(_read, row.documents, digest)
-
-    async def apply(
-        self, revision: Revision, *, author: str, message: str, from_folder: bool = False
-    ) -> bool:
-        """Store a revision and put it in force, in one transaction; say whether anything changed.
-
-        What a command revoked stays revoked when a folder is applied (`with_standing_revocations`).
-
-        Raises:
-            PolicyInvalid: such a revocation does not fit the folder.
-
-        """
-        now = timestamp(self._clock())
-        folder = revision if from_folder else None
-        if folder is not None:
-            revision = await self._with_standing_revocations(folder)
-        async with writing(self._engine) as connection:
-            for each in {revision.digest: revision, **({folder.digest: folder} if folder else {})}.values():
-                await connection.execute(
-                    insert_or(policy_revisions)
-                    .values(
-                        revision=each.digest,
-                        documents=each.canonical,
-                        author=author,
-                        message=message,
-                        created_at=now,
-                    )
-                    .on_conflict_do_nothing()
-                )
-            folder_digest = None if folder is None else folder.digest
-            row = (await connection.execute(select(active_policy))).first()
-            if row is None:
-                await connection.execute(
-                    insert(active_policy).values(
-                        id=1,
-                        revision=revision.digest,
-                        sequence=1,
-                        activated_at=now,
-                        folder_revision=folder_digest,
-                    )
-                )
-                return True
-            changed = bool(row.revision != revision.digest)
-            values = {"folder_revision": folder_digest or row.folder_revision}
-            if changed:
-                values |= {"revision": revision.digest, "sequence": row.sequence + 1, "activated_at": now}
-            await connection.execute(update(active_policy).values(values))
-        return changed
-
-    async def _with_standing_revocations(self, folder: Revision) -> Revision:
-        active, last = await self.active_revision(), await self.folder_revision()
-        if active == last:
-            return folder  # what is in force is the last folder's: nothing else was revoked
-        in_force = None if active is None else await self.load(active)
-        if in_force is None:
-            return folder
-        last_folder = None if last is None else await self.load(last)
-        return await asyncio.to_thread(with_standing_revocations, folder, in_force, last_folder)
-
-
-class FollowedPolicies:
-    """Implements `kms.ports.Policies`: keeps the revision in force compiled, and follows the pointer."""
-
-    def __init__(self, store: PolicyStore) -> None:
-        self._store = store
+    def __init__(self, history: PolicyPast, authority: PolicyAuthority, anchor: SeenHead) -> None:
+        self._history = history
+        self._revision: Revision | None = None
+        self._authority = authority
+        self._anchor = anchor
         self._loaded: LoadedPolicy | None = None
+        self._head: Head | None = None
+        self._refused: PolicyUntrusted | None = None
+        self._said: tuple[str, float] | None = None
         self._follower = Background("policy-follower", self._follow, pause=_FOLLOW_EVERY)
         self._lock = asyncio.Lock()
         self._filling: asyncio.Task[None] | None = None
@@ -181,31 +93,70 @@ class FollowedPolicies:
         """Whether the pointer is being followed."""
         return self._follower.alive
 
+    @property
+    def refused(self) -> bool:
+        """Whether the database names a policy that must not be used."""
+        return self._refused is not None
+
     async def active(self) -> LoadedPolicy | None:
-        """Give the revision in force, as last seen."""
+        """Give the revision in force, as last seen.
+
+        Raises:
+            PolicyUntrusted: there is none that may be used, and it is not for want of one.
+
+        """
+        if self._loaded is None and self._refused is not None:
+            raise PolicyUntrusted(self._refused.detail)
         return self._loaded
 
     async def refresh(self) -> None:
         """Look at the pointer now, and load what it names.
 
         Raises:
-            LedgerUnavailable: the database did not answer, or what it names cannot be used.
+            PolicyUntrusted: what it names must not be used; what was in force stays in memory, and the record
+                refuses releases by it.
+            LedgerUnavailable: the database did not answer, or what it names is not there.
 
         """
         async with self._lock:
-            digest = await self._store.active_revision()
-            if digest is None or (self._loaded is not None and self._loaded.policy.revision == digest):
-                return
             try:
-                revision = await self._store.load(digest)
-            except PolicyInvalid as error:
-                raise LedgerUnavailable(f"the stored policy {digest} is damaged: {error}") from error
-            if revision is None:
-                raise LedgerUnavailable(f"the policy in force, {digest}, is not in the database")
-            loaded = self._loaded = await asyncio.to_thread(LoadedPolicy.of, revision, self._loaded)
+                await self._refresh()
+            except PolicyUntrusted as error:
+                self._refused = error
+                raise
+            self._refused = None
+
+    async def _refresh(self) -> None:
+        head = await self._history.head()
+        if head is not None and head == self._head:
+            return
+        seen = await self._anchor.read()
+        if head is None:
+            if seen is not None:
+                raise PolicyUntrusted(f"the database names no policy, and this server has used {seen}")
+            return
+        past = _Recalling(self._history, self._revision)
+        await self._authority.verify(head, seen, past)
+        if self._loaded is None or self._loaded.policy.revision != head.revision:
+            revision = await self._load(head.revision, past)
+            loaded = await asyncio.to_thread(LoadedPolicy.of, revision, self._loaded)
+            await self._anchor.remember(head)
+            self._loaded, self._revision = loaded, revision
             # Whoever asks meanwhile waits only for the images of the app that it names.
             self._filling = asyncio.create_task(_fill(loaded.launches))
-            _log.info("policy-in-force", revision=digest)
+        else:
+            await self._anchor.remember(head)
+        self._head = head
+        _log.info("policy-in-force", revision=head.revision, sequence=head.sequence)
+
+    async def _load(self, digest: str, past: PolicyPast) -> Revision:
+        try:
+            revision = await past.load(digest)
+        except PolicyInvalid as error:
+            raise PolicyUntrusted(f"the stored policy {digest} is damaged: {error}") from error
+        if revision is None:
+            raise PolicyUntrusted(f"the policy in force, {digest}, is not in the database")
+        return revision
 
     async def filled(self) -> None:
         """Wait until nothing is left to compute ahead for the revision in force."""
@@ -225,12 +176,32 @@ class FollowedPolicies:
             await self.refresh()
         except LedgerUnavailable as error:
             # The revision in memory stays in force; the record refuses it if the pointer moved on.
-            _log.error("policy-not-followed", cause=error.detail)
+            said, now = self._said, time.monotonic()
+            if said is None or said[0] != error.detail or now - said[1] >= _SAY_AGAIN_AFTER:
+                self._said = (error.detail, now)
+                _log.error("policy-not-followed", cause=error.detail, reason=error.reason)
 
 
-def _read(documents: bytes, digest: str) -> Revision:
-    with collector_at_rest():
-        return Revision.from_canonical(documents, digest=digest)
+class _Recalling:
+    """A past that reads no revision twice while a change is followed: a large one takes seconds."""
+
+    def __init__(self, past: PolicyPast, known: Revision | None) -> None:
+        self._past = past
+        self._known = {} if known is None else {known.digest: known}
+
+    async def head(self) -> Head | None:
+        return await self._past.head()
+
+    async def change(self, sequence: int) -> PolicyChange | None:
+        return await self._past.change(sequence)
+
+    async def changes(self, *, before: int | None, limit: int) -> tuple[PolicyChange, ...]:
+        return await self._past.changes(before=before, limit=limit)
+
+    async def load(self, digest: str) -> Revision | None:
+        if digest not in self._known and (found := await self._past.load(digest)) is not None:
+            self._known[digest] = found
+        return self._known.get(digest)
 
 
 async def _fill(launches: LaunchFinder) -> None:

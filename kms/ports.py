@@ -1,5 +1,6 @@
 """What the release path needs from outside, as small protocols. Edges implement them; wiring joins them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -203,18 +204,16 @@ class Policies(Protocol):
 
 
 class PolicyRevisions(Protocol):
-    """Where revisions are kept, and which is in force."""
+    """Where a watched folder is put in force."""
 
     async def folder_revision(self) -> str | None:
         """Give the digest that the watched folder had when it was applied last."""
         ...
 
-    async def apply(
-        self, revision: Revision, *, author: str, message: str, from_folder: bool = False
-    ) -> bool:
-        """Store a revision and put it in force; say whether that changed anything.
+    async def apply(self, revision: Revision, files: Mapping[str, bytes]) -> bool:
+        """Put the folder in force, with its files; say False where it waits for operators' signatures.
 
-        With `from_folder` the revocations in force that did not come from the folder stay.
+        The revocations in force that did not come from the folder stay.
 
         Raises:
             LedgerUnavailable: it could not be written.

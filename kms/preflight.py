@@ -8,9 +8,12 @@ import ssl
 from dataclasses import dataclass
 from typing import Final
 
+from kms.anchor import FileAnchor
 from kms.database.engine import check_database_url, sqlite_url
 from kms.errors import ConfigurationError
-from kms.http.tls import certificate_names, server_context
+from kms.http.tls import ask_for_certificates, certificate_names, server_context
+from kms.oidc import Issuer
+from kms.policy.trust import PolicyTrust
 from kms.policy_folder.watching import Files, read_policy
 from kms.rootkey import check_uri
 from kms.settings import Settings
@@ -18,13 +21,15 @@ from kms.snp.roots import TrustedRoots
 from kms.trust import load_roots
 
 _ROOT_KEY_FILE: Final = "root-key.json"
+_ANCHOR_FILE: Final = "anchor.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
     """What the settings name, read and found usable.
 
-    `policy_files` are those of the watched folder, None when there is none. `tls` is the operator's
+    `policy_files` are those of the watched folder, None when there is none. `trust` are the operators whose
+    signatures count, and `oidc` is their identity provider, None where there is none. `tls` is the operator's
     certificate, None when the server makes its own.
     """
 
@@ -32,11 +37,17 @@ class Checked:
     root_key_uri: str
     roots: TrustedRoots
     policy_files: Files | None
+    trust: PolicyTrust | None
+    anchor: FileAnchor
+    oidc: Issuer | None
     tls: ssl.SSLContext | None
 
 
-def check_settings(settings: Settings) -> Checked:
+def check_settings(settings: Settings, *, serving: bool) -> Checked:
     """Check the settings and what they name; nothing is written.
+
+    What only a server needs is read where one is `serving`: a folder with errors must not keep an operator
+    from revoking a chip.
 
     Raises:
         ConfigurationError: the operator must change something; it says what.
@@ -47,14 +58,23 @@ def check_settings(settings: Settings) -> Checked:
     check_uri(root_key_uri)
     certificate_names(settings.tls_names)
     policy_files = None
-    if settings.policy_dir is not None:
+    if serving and settings.policy_dir is not None:
         policy_files, _ = read_policy(settings.policy_dir, development=settings.development)
     return Checked(
         database_url=checked_database_url(settings),
         root_key_uri=root_key_uri,
         roots=load_roots(settings.development_roots),
         policy_files=policy_files,
-        tls=_operators_tls(settings),
+        trust=policy_trust(settings),
+        anchor=policy_anchor(settings),
+        oidc=Issuer.configured(
+            issuer=settings.oidc_issuer,
+            audience=settings.oidc_audience,
+            role_claim=settings.oidc_role_claim,
+            roles=settings.oidc_roles,
+            development=settings.development,
+        ),
+        tls=_checked_tls(settings) if serving else None,
     )
 
 
@@ -70,19 +90,43 @@ def checked_database_url(settings: Settings) -> str:
     return url
 
 
-def _operators_tls(settings: Settings) -> ssl.SSLContext | None:
+def policy_trust(settings: Settings) -> PolicyTrust | None:
+    """Read the trust file, if there is to be one.
+
+    Raises:
+        ConfigurationError: it cannot be read, or makes no sense.
+
+    """
+    if settings.policy_trust is None:
+        return None
+    try:
+        return PolicyTrust.parse(settings.policy_trust.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"KMS_POLICY_TRUST: {settings.policy_trust}: {error}") from error
+
+
+def policy_anchor(settings: Settings) -> FileAnchor:
+    """Give where this server keeps the highest policy change that it has used.
+
+    Raises:
+        ConfigurationError: not a place that this version can keep it.
+
+    """
+    return FileAnchor.from_setting(settings.ledger_anchor, settings.data_dir / _ANCHOR_FILE)
+
+
+def _checked_tls(settings: Settings) -> ssl.SSLContext | None:
+    """Give the operator's own certificate; for one that is still to be made, check what goes with it."""
     if settings.tls_cert is None and settings.tls_key is None:
+        if settings.operator_ca is not None:
+            ask_for_certificates(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings.operator_ca)
         return None
     if settings.tls_cert is None or settings.tls_key is None:
         raise ConfigurationError("KMS_TLS_CERT and KMS_TLS_KEY go together: set both or neither")
-    return server_context(settings.tls_cert, settings.tls_key, settings.tls_minimum)
+    return server_context(settings.tls_cert, settings.tls_key, settings.tls_minimum, settings.operator_ca)
 
 
 def _refuse_unbuilt(settings: Settings) -> None:
-    """Refuse settings that would promise a protection which this version does not have."""
-    if settings.policy_trust is not None:
-        raise ConfigurationError("KMS_POLICY_TRUST: this version does not check signatures of policies yet")
+    """Refuse settings that would promise what this version does not do."""
     if settings.workers != 1:
         raise ConfigurationError("KMS_WORKERS: this version runs one server process")
-    if settings.ledger_anchor is not None:
-        raise ConfigurationError("KMS_LEDGER_ANCHOR: this version keeps no anchor outside the database yet")

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from kms.database.decisions import DecisionStore
-from kms.database.policies import FollowedPolicies, PolicyStore
+from kms.database.policy_store import PolicyStore
 from kms.errors import LedgerUnavailable, RootKeyUnavailable
 from kms.kds.service import CollateralService
 from kms.policy_folder.watching import FolderWatcher
+from kms.policy_following import FollowedPolicies
 from kms.ports import RootKey
 
 
@@ -25,7 +26,9 @@ class NotReady:
         """Give the names of what is wrong; none when the server is ready."""
         watcher = self.watcher
         found = {
-            "policy-missing": await self.policies.active() is None,
+            "policy-untrusted": self.policies.refused,
+            "policy-missing": not self.policies.refused and await self.policies.active() is None,
+            "policy-folder-unsigned": watcher is not None and watcher.unsigned,
             "policy-folder-invalid": watcher is not None and watcher.failing,
             "policy-watcher-stopped": watcher is not None and not watcher.alive,
             "policy-follower-stopped": not self.policies.alive,
@@ -35,7 +38,7 @@ class NotReady:
         }
         reasons = [name for name, holds in found.items() if holds]
         try:
-            await self.revisions.active_revision()
+            await self.revisions.head()
         except LedgerUnavailable:
             reasons.append("database-unavailable")
         try:

@@ -17,17 +17,20 @@ import yaml
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from kms.administration.authentication import Authentication
+from kms.administration.changing import PolicyChanger
+from kms.administration.office import Office
 from kms.authenticity import Authenticator
 from kms.database.collateral import CollateralDatabase
 from kms.database.decisions import DecisionStore
 from kms.database.engine import SQLITE_FILE, open_engine, reading, sqlite_url
 from kms.database.migrate import migrate
-from kms.database.policies import FollowedPolicies, PolicyStore
 from kms.database.schema import decisions as decisions_table
 from kms.database.schema import spent_challenges
 from kms.desk import ReleaseDesk
 from kms.encoding import b64url
 from kms.http.app import create_app
+from kms.http.authentication import RequestAuthentication
 from kms.http.limits import AddressLimiter
 from kms.http.routes import Readiness
 from kms.kds.client import KdsClient
@@ -40,9 +43,9 @@ from kms.keys.sealing import Suite
 from kms.measurement.launch import LaunchDescription, os_image_hash
 from kms.packaged import load_advisories, packaged_folder
 from kms.policy.revision import Revision
+from kms.policy_following import FollowedPolicies
 from kms.ports import Clock
 from kms.request import report_data
-from kms.rootkey.file import FileRootKey
 from kms.simulator.chip import SimulatedChip, simulated_chip_id
 from kms.simulator.firmware import build_firmware
 from kms.simulator.hierarchy import AmdHierarchy
@@ -52,6 +55,8 @@ from kms.snp.product import Product
 from kms.snp.revocation import Revocation, RevocationMode
 from kms.snp.roots import TrustedRoots
 from kms.wiring import new_id
+from kms.wiring.office import build_office
+from tests.changer import ROOT, open_parts, put
 
 APP_ID = "86e59625be93207bc2351c4d1bba20037cec8e16"
 COMPOSE_HASH = sha256(b"compose").hexdigest()
@@ -173,8 +178,9 @@ class World:
     description: LaunchDescription
     machine: SimulatedMachine
     desk: ReleaseDesk
-    policies: PolicyStore
+    changer: PolicyChanger
     followed: FollowedPolicies
+    office: Office
     client: httpx2.AsyncClient
     engine: AsyncEngine
     now: list[datetime]
@@ -184,10 +190,15 @@ class World:
         """Put a policy of these documents in force."""
         text = "---\n".join(yaml.safe_dump(document, sort_keys=False) for document in documents)
         revision = Revision.from_files({"policy.yaml": text.encode()}, development=self.desk.development)
-        await self.policies.apply(revision, author="test", message="")
+        await put(self.changer, revision)
         await self.followed.refresh()
         self.documents = list(documents)
         return revision.digest
+
+    async def in_force(self) -> str | None:
+        """Give the name of the revision in force."""
+        head = await self.changer.history.head()
+        return None if head is None else head.revision
 
     async def apply_changed(self, **changes: Mapping[str, object]) -> str:
         """Put the default policy in force with changes by document kind."""
@@ -283,7 +294,11 @@ def open_answer(answer: Answer, key: RecipientKey, request: bytes, identity: byt
 
     digest = sha512(request).digest()
     envelope = key.open(from_base64(answer.body["sealed"]), digest)
-    return open_envelope(envelope, pinned_identity=identity, request_sha512=digest)
+    return open_envelope(
+        envelope,
+        pinned_identity=identity,
+        request_sha512=digest,
+    )
 
 
 _MIGRATED: list[bytes] = []
@@ -330,10 +345,9 @@ async def open_world(
     def clock() -> datetime:
         return now[0]
 
-    store = PolicyStore(engine, clock)
-    followed = FollowedPolicies(store)
+    parts = await open_parts(engine, folder, clock)
+    followed = parts.followed
     decisions = DecisionStore(engine, clock)
-    root = FileRootKey({FOUNDING_EPOCH: b"r" * 32})
     roots = TrustedRoots.with_development([load_der(hierarchy.ark.certificate)])
     collateral = CollateralService(
         store=CollateralDatabase(engine, clock),
@@ -352,13 +366,15 @@ async def open_world(
         advisories=load_advisories(),
         policies=followed,
         decisions=decisions,
-        root_key=root,
-        identity=Identity.from_prf(await root.prf(FOUNDING_EPOCH, identity_message(1))),
-        challenge_key=await root.prf(FOUNDING_EPOCH, challenge_message()),
+        root_key=ROOT,
+        identity=Identity.from_prf(await ROOT.prf(FOUNDING_EPOCH, identity_message(1))),
+        challenge_key=await ROOT.prf(FOUNDING_EPOCH, challenge_message()),
         challenge_lifetime=timedelta(seconds=300),
         development=development,
     )
     desk = change_desk(desk)
+
+    office = build_office(engine, parts, desk, followed)
 
     async def ready() -> tuple[str, ...]:
         return not_ready
@@ -369,13 +385,22 @@ async def open_world(
         limiter=limiter or AddressLimiter(1_000_000, 1_000_000, lambda: 0.0),
         new_request_id=new_id,
         tls_ca=None,
+        office=office,
+        authenticate=RequestAuthentication(
+            Authentication(register=parts.register, clock=clock),
+            oidc=None,
+            clock=clock,
+            monotonic=lambda: 0.0,
+        ),
     )
     decisions.start()
     collateral.start()
     transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="https://kms") as client:
-            world = World(chip, description, machine, desk, store, followed, client, engine, now)
+            world = World(
+                chip, description, machine, desk, parts.changer, followed, office, client, engine, now
+            )
             await world.apply(*world.default_policy())
             yield world
     finally:

@@ -17,9 +17,6 @@ from kms.strict_json import JsonValue
 Json: TypeAlias = dict[str, JsonValue]
 Files: TypeAlias = Mapping[str, bytes]
 
-# What `PolicyWork.revoke` can be told to revoke: the members of a `revoked` document, in the singular.
-REVOCABLE = ("chip", "measurement", "image", "app", "compose", "product")
-
 
 class PolicyWork(Protocol):
     """Policies: what is in force, how it came there, and changing it."""
@@ -56,11 +53,13 @@ class PolicyWork(Protocol):
         message: str,
         expect: str | None,
         gate: timedelta | None = None,
+        lift_revocations: bool = False,
     ) -> Json:
         """Put a policy in force, or propose it where signatures are needed.
 
         `expect` is the revision that must still be in force ("none" where there is none yet; None: whatever
-        is). `gate` refuses a change that would newly refuse guests seen that lately.
+        is). `gate` refuses a change that would newly refuse guests seen that lately. A policy without a
+        revocation that stands now is refused unless `lift_revocations` says that it is meant.
         """
         ...
 
@@ -69,7 +68,7 @@ class PolicyWork(Protocol):
         ...
 
     async def revoke(self, actor: Actor, kind: str, value: str, *, reason: str) -> Json:
-        """Revoke one thing (`REVOCABLE`) on top of what is in force."""
+        """Revoke one thing (`kms.policy.standing.REVOCABLE`) on top of what is in force."""
         ...
 
     async def proposals(self, actor: Actor) -> Json:
@@ -80,8 +79,10 @@ class PolicyWork(Protocol):
         """Give the current proposal of a revision, with its statement."""
         ...
 
-    async def propose(self, actor: Actor, new: str | Files, *, message: str) -> Json:
-        """Propose a policy for signing, also where no signature is needed."""
+    async def propose(
+        self, actor: Actor, new: str | Files, *, message: str, lift_revocations: bool = False
+    ) -> Json:
+        """Propose a policy for signing, also where no signature is needed. `lift_revocations` as above."""
         ...
 
     async def sign(self, actor: Actor, revision: str, signature: PolicySignature) -> Json:

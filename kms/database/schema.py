@@ -64,7 +64,8 @@ active_policy: Final = Table(
     CheckConstraint("id = 1", name="active_policy_is_one_row"),
 )
 
-# Changes that wait for signatures. `statement` is the SHA-256 (hex) of what is signed.
+# Changes that wait for signatures. `statement` is the SHA-256 (hex) of what is signed, `mac` as above: the
+# owner of the database must not choose what a folder may take back, nor who is said to have asked.
 policy_proposals: Final = Table(
     "policy_proposals",
     metadata,
@@ -78,6 +79,7 @@ policy_proposals: Final = Table(
     Column("author", String(256), nullable=False),
     Column("message", Text, nullable=False),
     Column("made_at", String(32), nullable=False),
+    Column("mac", LargeBinary, nullable=False),
 )
 
 # Over proposals and changes alike; verified by whoever reads them.

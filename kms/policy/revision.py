@@ -5,7 +5,7 @@ defaults, sorted by kind, then id (apps) or name: layout, comments, order and fi
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
@@ -20,7 +20,6 @@ from kms.strict_json import JsonValue
 
 _PREFIX: Final = "sha256:"
 _STORED: Final = "(stored revision)"
-_STANDING: Final = "-standing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,34 +70,26 @@ class Revision:
         return cls(digest=seen, canonical=canonical, documents=result.documents)
 
 
-def with_standing_revocations(folder: Revision, in_force: Revision, last_folder: Revision | None) -> Revision:
-    """Give a folder's revision together with the revocations in force that did not come from the folder.
-
-    What was revoked by command stays revoked when somebody edits an unrelated file. `last_folder` is what the
-    folder was when it was applied last: what it revoked itself, it may take back. A kept document whose name
-    the folder uses too is renamed.
+def with_documents(revision: Revision, added: Iterable[dict[str, JsonValue]]) -> Revision:
+    """Give a revision with further documents.
 
     Raises:
-        PolicyInvalid: a kept document does not fit the folder (it names an image that is gone).
+        PolicyInvalid: they do not fit, or are none.
 
     """
-    own, written = _revoked(last_folder), _revoked(folder)
-    kept = [value for value in _revoked(in_force) if value not in own and value not in written]
-    if not kept:
-        return folder
-    names = {value["name"] for value in written}
-    for value in kept:
-        while value["name"] in names:
-            value["name"] = f"{value['name']}{_STANDING}"
-        names.add(value["name"])
-    united = [*_stored_documents(folder.canonical), *kept]
+    united = [*_stored_documents(revision.canonical), *added]
     united.sort(key=_sort_key)
     return Revision.from_canonical(rfc8785.dumps(united))
 
 
-def _revoked(revision: Revision | None) -> list[dict[str, JsonValue]]:
-    documents = iter(()) if revision is None else _stored_documents(revision.canonical)
-    return [each for each in documents if each["kind"] == "revoked"]
+def documents_of(revision: Revision) -> list[dict[str, JsonValue]]:
+    """Give the documents as they were written, sorted as in the digest."""
+    return list(_stored_documents(revision.canonical))
+
+
+def written(documents: Iterable[dict[str, JsonValue]]) -> bytes:
+    """Write documents as YAML, in the part of it that is JSON."""
+    return "".join(f"---\n{json.dumps(each, indent=2, ensure_ascii=False)}\n" for each in documents).encode()
 
 
 def digest_of(canonical: bytes) -> str:

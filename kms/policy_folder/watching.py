@@ -23,7 +23,6 @@ _log = structlog.get_logger("kms.policy")
 # Two looks must see the same, and the server follows at once: an edit is in force within 2 s.
 _LOOK_EVERY: Final = 0.5  # seconds
 _LOOKS_AT_START: Final = 20
-_AUTHOR: Final = "KMS_POLICY_DIR"
 
 Files = dict[str, bytes]
 
@@ -73,7 +72,13 @@ class FolderWatcher:
         self._last: Files | None = None  # what the last look saw
         self._judged: Files | None = None  # what is applied, or known to be invalid
         self._watcher = Background("policy-folder", self.look, pause=_LOOK_EVERY)
+        self._unsigned: str | None = None
         self.failing = False
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether the folder, as it is, waits for operators' signatures."""
+        return self._unsigned is not None
 
     @property
     def alive(self) -> bool:
@@ -123,6 +128,7 @@ class FolderWatcher:
         at_rest = files == self._last
         self._last = files
         if not at_rest or files == self._judged:
+            await self._look_for_signatures()
             return
         try:
             revision = await asyncio.to_thread(_judge, files, development=self._development)
@@ -134,15 +140,26 @@ class FolderWatcher:
         except LedgerUnavailable as error:
             _log.error("policy-folder-not-applied", cause=error.detail)
 
+    async def _look_for_signatures(self) -> None:
+        try:
+            if self._unsigned is not None and self._unsigned == await self._store.folder_revision():
+                self._unsigned = None
+        except LedgerUnavailable as error:
+            _log.error("policy-folder-not-applied", cause=error.detail)
+
     async def _apply(self, files: Files, revision: Revision) -> None:
         if revision.digest != await self._store.folder_revision():
-            await self._store.apply(
-                revision, author=_AUTHOR, message="the watched folder changed", from_folder=True
-            )
-            _log.info("policy-folder-applied", revision=revision.digest)
+            applied = await self._store.apply(revision, files)
             self._judged = files
+            if not applied:
+                # The operators who sign say when: `kms policy approve`, then `kms policy apply`.
+                self._unsigned = revision.digest
+                _log.warning("policy-folder-waits-for-signatures", revision=revision.digest)
+                return
+            _log.info("policy-folder-applied", revision=revision.digest)
             await self._applied()
         self._judged = files
+        self._unsigned = None
 
     def _fail(self, error: Exception) -> None:
         if not self.failing:

@@ -27,7 +27,6 @@ def upgrade() -> None:
         "policy_changes",
         sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
         *_change_columns(),
-        sa.Column("mac", sa.LargeBinary, nullable=False),
     )
     op.create_table(
         "policy_proposals",
@@ -80,6 +79,7 @@ def _change_columns() -> tuple[sa.Column[object], ...]:
         sa.Column("author", sa.String(256), nullable=False),
         sa.Column("message", sa.Text, nullable=False),
         sa.Column("made_at", sa.String(32), nullable=False),
+        sa.Column("mac", sa.LargeBinary, nullable=False),
     )
 
 

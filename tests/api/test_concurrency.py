@@ -14,6 +14,7 @@ from kms.ports import Decisions
 from kms.request import report_data
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product
+from tests.changer import put
 from tests.world import World, open_world
 
 Hierarchies = Mapping[Product, AmdHierarchy]
@@ -59,9 +60,9 @@ async def test_releases_during_a_hundred_policy_changes(world: World) -> None:
     allowing, denying = {}, {}
     for number in range(4):
         digest = await world.apply_changed(app={"name": f"allowing-{number}"})
-        allowing[digest] = await world.policies.load(digest)
+        allowing[digest] = await world.changer.history.load(digest)
         digest = await world.apply_changed(app={"name": f"denying-{number}", "keys": ["env"]})
-        denying[digest] = await world.policies.load(digest)
+        denying[digest] = await world.changer.history.load(digest)
     revisions: list[Revision] = [
         each for pair in zip(allowing.values(), denying.values(), strict=True) for each in pair if each
     ]
@@ -70,7 +71,7 @@ async def test_releases_during_a_hundred_policy_changes(world: World) -> None:
 
     async def switch() -> None:
         for number in range(100):
-            await world.policies.apply(revisions[number % len(revisions)], author="test", message="")
+            await put(world.changer, revisions[number % len(revisions)])
             await asyncio.sleep(0)
             if number % 25 == 0:
                 # A rest, in turn under a revision that allows and one that denies.
@@ -140,15 +141,15 @@ class TestAPolicyThatMovesBetweenJudgementAndRecord:
         ) as world:
             decisions = world.desk.decisions
             assert isinstance(decisions, Interrupted)
-            allowing = await world.policies.active_revision()
+            allowing = await world.in_force()
             denying = await world.apply_changed(app={"keys": []})
-            denied = await world.policies.load(denying)
+            denied = await world.changer.history.load(denying)
             await world.apply(*world.default_policy())
             assert denied is not None
 
             async def switch() -> None:
                 decisions.before_record = None
-                await world.policies.apply(denied, author="test", message="")
+                await put(world.changer, denied)
 
             decisions.before_record = switch
             answer = await world.ask()
@@ -166,13 +167,13 @@ class TestAPolicyThatMovesBetweenJudgementAndRecord:
         ) as world:
             decisions = world.desk.decisions
             assert isinstance(decisions, Interrupted)
-            allowing = await world.policies.load((await world.policies.active_revision()) or "")
+            allowing = await world.changer.history.load((await world.in_force()) or "")
             await world.apply_changed(app={"keys": []})
             assert allowing is not None
 
             async def switch() -> None:
                 decisions.before_record = None
-                await world.policies.apply(allowing, author="test", message="")
+                await put(world.changer, allowing)
 
             decisions.before_record = switch
             assert (await world.ask()).status == 200
@@ -188,7 +189,7 @@ class TestAPolicyThatMovesBetweenJudgementAndRecord:
             decisions = world.desk.decisions
             assert isinstance(decisions, Interrupted)
             digests = [await world.apply_changed(app={"name": name}) for name in ("one", "two")]
-            stored = [await world.policies.load(digest) for digest in digests]
+            stored = [await world.changer.history.load(digest) for digest in digests]
             turn = 0
 
             async def switch() -> None:
@@ -196,7 +197,7 @@ class TestAPolicyThatMovesBetweenJudgementAndRecord:
                 turn += 1
                 revision = stored[turn % 2]
                 assert revision is not None
-                await world.policies.apply(revision, author="test", message="")
+                await put(world.changer, revision)
 
             decisions.before_record = switch
             answer = await world.ask()

@@ -48,6 +48,7 @@ from kms.snp.kds_paths import Line
 from kms.snp.product import Cpuid
 from kms.snp.revocation import RevocationMode, load_revocation_list
 from kms.snp.roots import TrustedRoots
+from tests.changer import put
 from tests.world import (
     APP_ID,
     NOW,
@@ -575,7 +576,7 @@ class TestLesson11:
         async with open_world(tmp_path, simulated_hierarchies[Product.MILAN]) as world:
             await world.apply_changed(**changes)
             assert (await ask_resigned(world, policy=debug)).status == 200
-            stored = await world.policies.load((await world.policies.active_revision()) or "")
+            stored = await world.changer.history.load((await world.in_force()) or "")
         assert stored is not None
         (tmp_path / "production").mkdir()
         async with open_world(
@@ -583,7 +584,7 @@ class TestLesson11:
         ) as world:
             with pytest.raises(PolicyInvalid):
                 await world.apply_changed(**changes)
-            await world.policies.apply(stored, author="test", message="")
+            await put(world.changer, stored)
             await world.followed.refresh()
             answer = await ask_resigned(world, policy=debug)
             assert (answer.status, answer.code) == (403, "policy-denied")

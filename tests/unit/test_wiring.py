@@ -11,9 +11,9 @@ import httpx2
 import pytest
 
 from kms.database.decisions import DecisionStore
-from kms.database.policies import FollowedPolicies
 from kms.errors import ConfigurationError
 from kms.policy_folder.watching import FolderWatcher
+from kms.policy_following import FollowedPolicies
 from kms.settings import load_settings
 from kms.wiring import Kms, open_kms
 
@@ -184,7 +184,9 @@ class TestStart:
             {"KMS_POLICY_DIR": "nothing"},
             {"KMS_POLICY_DIR": "{broken}"},
             {"KMS_POLICY_TRUST": "trust.json"},
-            {"KMS_LEDGER_ANCHOR": "anchor"},
+            {"KMS_LEDGER_ANCHOR": "vault-kv:secret/anchor"},
+            {"KMS_OPERATOR_CA": "nothing.pem"},
+            {"KMS_OIDC_ISSUER": "https://login.example.org"},
             {"KMS_WORKERS": "2"},
             {"KMS_ROOT_KEY": "pkcs11:token"},
             {"KMS_DATABASE_URL": "sqlite+aiosqlite://"},

@@ -165,7 +165,7 @@ class TestEngine:
     async def test_what_is_one_row_stays_one_row(self, engine: AsyncEngine, table: str) -> None:
         columns = {
             "installation": "(id, mode, created_at) VALUES (2, 'x', 'x')",
-            "active_policy": "(id, revision, sequence, activated_at) VALUES (2, 'x', 1, 'x')",
+            "active_policy": "(id, revision, sequence) VALUES (2, 'x', 1)",
         }[table]
         with pytest.raises(IntegrityError):
             async with engine.begin() as connection:

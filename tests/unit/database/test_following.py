@@ -2,17 +2,17 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import yaml
 
+from kms.administration.changing import PolicyChanger
 from kms.database.engine import open_engine, sqlite_url
 from kms.database.migrate import migrate
-from kms.database.policies import FollowedPolicies, PolicyStore
 from kms.measurement.index import MeasurementIndex
 from kms.packaged import packaged_folder
 from kms.policy.revision import Revision
+from tests.changer import follow, open_changer, put
 from tests.world import NOW, describe_image, image_document
 
 IMAGES = "---\n".join(
@@ -23,10 +23,10 @@ RACK = f'---\nkind: chips\nname: rack\nchips: ["{"11" * 64}"]\n'
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[PolicyStore]:
+async def changer(tmp_path: Path) -> AsyncIterator[PolicyChanger]:
     engine = open_engine(sqlite_url(tmp_path))
     await migrate(engine, packaged_folder("migrations"))
-    yield PolicyStore(engine, lambda: NOW)
+    yield await open_changer(engine, tmp_path, lambda: NOW)
     await engine.dispose()
 
 
@@ -35,7 +35,7 @@ def revision(text: str) -> Revision:
 
 
 async def test_images_that_stay_are_not_computed_again(
-    store: PolicyStore, monkeypatch: pytest.MonkeyPatch
+    changer: PolicyChanger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
     compute = MeasurementIndex.compute
@@ -46,10 +46,10 @@ async def test_images_that_stay_are_not_computed_again(
         return did
 
     monkeypatch.setattr(MeasurementIndex, "compute", count)
-    policies = FollowedPolicies(store)
+    policies = follow(changer)
     await policies.filled()
     for text, expected in ((IMAGES, 2), (IMAGES + RACK, 0)):
-        await store.apply(revision(text), author="me", message="")
+        await put(changer, revision(text))
         await policies.refresh()
         await policies.filled()
         active = await policies.active()
@@ -57,18 +57,3 @@ async def test_images_that_stay_are_not_computed_again(
         assert active.policy.revision == revision(text).digest
         assert len(computed) == expected
         computed.clear()
-
-
-async def test_an_edited_folder_alone_needs_no_older_revision(
-    store: PolicyStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is in force came from the folder, so nothing was revoked beside it: no two revisions to read."""
-    await store.apply(revision(RACK), author="folder", message="", from_folder=True)
-
-    async def load(_: PolicyStore, digest: str) -> NoReturn:
-        raise AssertionError(digest)
-
-    monkeypatch.setattr(PolicyStore, "load", load)
-    edited = revision(RACK + "---\nkind: guest\nname: other\n")
-    assert await store.apply(edited, author="folder", message="", from_folder=True)
-    assert await store.active_revision() == edited.digest == await store.folder_revision()

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from kms.administration.changing import PolicyChanger
+from kms.administration.folder import FolderPolicies
+from kms.administration.permission import Journal
 from kms.database.engine import open_engine, sqlite_url
 from kms.database.migrate import migrate
-from kms.database.policies import PolicyStore
+from kms.ledger.actions import OperatorAction
 from kms.packaged import packaged_folder
 from kms.policy.documents import RevokedDocument
 from kms.policy.revision import Revision
+from kms.strict_json import JsonValue
+from kms.wiring import new_id
+from tests.changer import open_changer, put
 from tests.world import NOW
 
 RACK = f'kind: chips\nname: rack\nchips: ["{"11" * 64}"]\n'
@@ -21,10 +27,10 @@ REVOKED = (
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[PolicyStore]:
+async def changer(tmp_path: Path) -> AsyncIterator[PolicyChanger]:
     engine = open_engine(sqlite_url(tmp_path))
     await migrate(engine, packaged_folder("migrations"))
-    yield PolicyStore(engine, lambda: NOW)
+    yield await open_changer(engine, tmp_path, lambda: NOW)
     await engine.dispose()
 
 
@@ -32,26 +38,42 @@ def revision(text: str) -> Revision:
     return Revision.from_files({"p.yaml": text.encode()}, development=False)
 
 
-async def revoked(store: PolicyStore) -> list[str]:
-    digest = await store.active_revision()
-    active = None if digest is None else await store.load(digest)
+class Unwritten:
+    """Only the changer's own transaction writes what the folder does."""
+
+    async def record(self, action: OperatorAction) -> None:
+        raise AssertionError(action.action)
+
+    async def actions(self, *, before: str | None, limit: int) -> tuple[dict[str, JsonValue], ...]:
+        raise AssertionError(limit)
+
+
+@pytest.fixture
+def folder(changer: PolicyChanger) -> FolderPolicies:
+    journal = Journal(actions=Unwritten(), clock=lambda: NOW, new_id=new_id)
+    return FolderPolicies(changer=changer, journal=journal)
+
+
+async def revoked(changer: PolicyChanger) -> list[str]:
+    active = (await changer.standing()).revision
     assert active is not None
     return [each.name for each in active.documents if isinstance(each, RevokedDocument)]
 
 
-async def test_a_revocation_by_command_outlives_an_edit_of_the_folder(store: PolicyStore) -> None:
-    folder = revision(RACK)
-    await store.apply(folder, author="folder", message="", from_folder=True)
-    await store.apply(revision(RACK + REVOKED), author="operator", message="lost a chip")
+async def test_a_revocation_by_command_outlives_an_edit_of_the_folder(
+    changer: PolicyChanger, folder: FolderPolicies
+) -> None:
+    await folder.apply(revision(RACK), {})
+    await put(changer, revision(RACK + REVOKED))
     edited = revision(RACK + "---\nkind: guest\nname: other\n")
-    assert await store.apply(edited, author="folder", message="", from_folder=True)
-    assert await revoked(store) == ["emergency"]
+    assert await folder.apply(edited, {})
+    assert await revoked(changer) == ["emergency"]
     # The folder's own digest is what an unchanged folder is recognised by.
-    assert await store.folder_revision() == edited.digest
+    assert await folder.folder_revision() == edited.digest
 
 
-async def test_what_the_folder_revoked_it_takes_back(store: PolicyStore) -> None:
-    await store.apply(revision(RACK + REVOKED), author="folder", message="", from_folder=True)
-    assert await revoked(store) == ["emergency"]
-    await store.apply(revision(RACK), author="folder", message="", from_folder=True)
-    assert await revoked(store) == []
+async def test_what_the_folder_revoked_it_takes_back(changer: PolicyChanger, folder: FolderPolicies) -> None:
+    await folder.apply(revision(RACK + REVOKED), {})
+    assert await revoked(changer) == ["emergency"]
+    await folder.apply(revision(RACK), {})
+    assert await revoked(changer) == []

@@ -9,7 +9,8 @@ import pytest
 from kms.policy.compiled import Policy
 from kms.policy.documents import RevokedDocument
 from kms.policy.findings import PolicyInvalid
-from kms.policy.revision import Revision, digest_of, with_standing_revocations
+from kms.policy.revision import Revision, digest_of
+from kms.policy.standing import with_standing_revocations
 from tests.unit.policy.samples import VALID, documents
 
 REVISION = Revision.from_files(VALID, development=False)

@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,16 +19,17 @@ class Store:
         self.applied: list[str] = []
         self.followed = 0
         self.fails: Exception | None = None
+        self.asks_for_signatures = False
 
     async def folder_revision(self) -> str | None:
         return self.applied[-1] if self.applied else None
 
-    async def apply(
-        self, revision: Revision, *, author: str, message: str, from_folder: bool = False
-    ) -> bool:
-        assert from_folder
+    async def apply(self, revision: Revision, files: Mapping[str, bytes]) -> bool:
         if self.fails is not None:
             raise self.fails
+        if self.asks_for_signatures:
+            return False
+        assert files
         self.applied.append(revision.digest)
         return True
 
@@ -150,3 +152,20 @@ async def test_a_folder_that_never_rests_is_refused(
     with pytest.raises(ConfigurationError, match="keeps changing"):
         await watcher.apply_at_start({})
     assert store.applied == []
+
+
+async def test_a_folder_that_waits_for_signatures_is_said_until_they_are_there(
+    watcher: FolderWatcher, store: Store, folder: Path
+) -> None:
+    store.asks_for_signatures = True
+    (folder / "a.yaml").write_text(TWO)
+    with capture_logs() as logs:
+        for _ in range(4):
+            await watcher.look()
+    assert [each["event"] for each in logs] == ["policy-folder-waits-for-signatures"]
+    assert watcher.unsigned
+    assert len(store.applied) == store.followed == 1
+    waiting = str(logs[0]["revision"])
+    store.applied.append(waiting)  # as `kms policy apply` of what was signed does
+    await watcher.look()
+    assert not watcher.unsigned

@@ -1,0 +1,148 @@
+"""Changing the policy in force: one way for operators and for the watched folder.
+
+A change is prepared against what stands now, and put in force only if that still stands. Where a trust file
+asks for signatures, a change that has too few is a proposal that waits for them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from kms.administration.beside import Beside
+from kms.errors import PolicyConflict
+from kms.ledger.actions import OperatorAction
+from kms.operator_ports import PolicyHistory, SeenHead
+from kms.policy.diff import Difference, differences, intent_of
+from kms.policy.findings import PolicyInvalid
+from kms.policy.history import ChangeKind, Head, PolicyChange
+from kms.policy.revision import Revision
+from kms.policy.statement import Statement
+from kms.policy_authority import PolicyAuthority, PolicyUntrusted
+from kms.ports import Clock, PolicyMoved
+
+_MOST_AUTHOR = 256  # characters
+_MOST_MESSAGE = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What stands now: the pointer, and the change and revision behind it if they may be used."""
+
+    head: Head | None
+    change: PolicyChange | None = None
+    revision: Revision | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A change that could be made: to which revision, after what, and what it changes."""
+
+    change: PolicyChange
+    statement: Statement
+    standing: Standing
+    revision: Revision
+    differences: tuple[Difference, ...]
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether this revision is in force already."""
+        change = self.standing.change
+        return change is not None and change.revision == self.revision.digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyChanger:
+    """Prepares changes, and puts them in force. `beside` computes what takes long."""
+
+    history: PolicyHistory
+    authority: PolicyAuthority
+    anchor: SeenHead
+    clock: Clock
+    beside: Beside
+
+    async def standing(self) -> Standing:
+        """Give what stands now. What may not be used does not stand, and only a whole new policy mends it.
+
+        Raises:
+            LedgerUnavailable: the database did not answer.
+
+        """
+        head = await self.history.head()
+        change = await self.verified(head)
+        if change is None:
+            return Standing(head=head)
+        try:
+            revision = await self.history.load(change.revision)
+        except PolicyInvalid:
+            revision = None
+        return Standing(head=head, change=None if revision is None else change, revision=revision)
+
+    async def verified(self, head: Head | None) -> PolicyChange | None:
+        """Give the change that a pointer names, if it may be used."""
+        if head is None:
+            return None
+        try:
+            return await self.authority.verify(head, await self.anchor.read(), self.history)
+        except PolicyUntrusted:
+            return None
+
+    async def prepare(
+        self,
+        standing: Standing,
+        revision: Revision,
+        *,
+        files: Mapping[str, bytes] | None,
+        kind: ChangeKind,
+        author: str,
+        message: str,
+        folder: str | None = None,
+    ) -> Prepared:
+        """Store a revision, and say what putting it in force would change."""
+        await self.history.store(revision, files)
+        found = await self.beside(lambda: differences(standing.revision, revision))
+        before, seen = standing.change, await self.anchor.read()
+        change = PolicyChange(
+            sequence=max(await self.history.last_sequence(), 0 if seen is None else seen.sequence) + 1,
+            revision=revision.digest,
+            previous=None if before is None else before.revision,
+            intent=intent_of(found),
+            kind=kind,
+            author=author[:_MOST_AUTHOR],
+            message=message[:_MOST_MESSAGE],
+            made_at=self.clock(),
+            folder=folder or (None if before is None else before.folder),
+        )
+        return Prepared(
+            change=change,
+            statement=Statement.of(change, self.authority.kms_identity),
+            standing=standing,
+            revision=revision,
+            differences=found,
+        )
+
+    async def put(self, prepared: Prepared, action: OperatorAction | None) -> bool:
+        """Put a change in force, with the record of who did it; say False where it waits for signatures.
+
+        Raises:
+            PolicyConflict: something else came into force meanwhile.
+            LedgerUnavailable: it could not be written.
+
+        """
+        change = prepared.change
+        if self.authority.trust is not None:
+            change = await self.with_signatures(change)
+            if not self.authority.has_quorum(change):
+                await self.history.propose(change, prepared.statement)
+                return False
+        try:
+            await self.history.append(change, expect=prepared.standing.head, action=action)
+        except PolicyMoved:
+            raise PolicyConflict("another policy came into force meanwhile; nothing was changed") from None
+        return True
+
+    async def with_signatures(self, change: PolicyChange) -> PolicyChange:
+        """Give a change as it was proposed, with the signatures over its statement."""
+        statement = Statement.of(change, self.authority.kms_identity)
+        for proposal in await self.history.proposals():
+            if Statement.of(proposal, self.authority.kms_identity) == statement:
+                return replace(proposal, made_at=change.made_at)
+        return change

@@ -1,0 +1,179 @@
+"""What a server and an operator's command have in common: the release desk and the policy in force."""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from kms.administration.changing import PolicyChanger
+from kms.administration.folder import FolderPolicies
+from kms.administration.permission import Journal
+from kms.anchor import FileAnchor
+from kms.authenticity import Authenticator
+from kms.database.actions import ActionStore
+from kms.database.decisions import DecisionStore
+from kms.database.operators import OperatorStore
+from kms.database.policy_store import PolicyStore
+from kms.desk import ReleaseDesk
+from kms.kds.client import KdsClient
+from kms.kds.service import CollateralService
+from kms.keys.identity import Identity
+from kms.keys.root_messages import FOUNDING_EPOCH, challenge_message, identity_message, rows_message
+from kms.keys.row_seal import RowSeal
+from kms.packaged import load_advisories
+from kms.policy.diff import Difference, differences
+from kms.policy.revision import Revision
+from kms.policy.trust import PolicyTrust
+from kms.policy_authority import PolicyAuthority
+from kms.policy_following import FollowedPolicies
+from kms.ports import Clock
+from kms.preflight import Checked
+from kms.rootkey import open_checked_root
+from kms.settings import Settings
+from kms.snp.revocation import Revocation, RevocationMode
+from kms.snp.roots import TrustedRoots
+from kms.start_lock import alone_in
+from kms.wiring.stores import Stores, keep_files_private, mode_of, new_id, open_stores_in, utc_now
+
+_IDENTITY_GENERATION: Final = 1
+
+T = TypeVar("T")
+
+
+class OneAtATime:
+    """Computes beside the event loop, one thing at a time: operators' work never starves guests."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Semaphore(1)
+
+    async def __call__(self, work: Callable[[], T], /) -> T:
+        """Compute in a thread."""
+        async with self._turn:
+            return await asyncio.to_thread(work)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyParts:
+    """What follows and changes the policy in force, built."""
+
+    store: PolicyStore
+    changer: PolicyChanger
+    followed: FollowedPolicies
+    folder: FolderPolicies
+    register: OperatorStore
+    journal: Journal
+
+
+def policy_parts(
+    engine: AsyncEngine,
+    *,
+    seal: RowSeal,
+    kms_identity: bytes,
+    trust: PolicyTrust | None,
+    anchor: FileAnchor,
+    clock: Clock,
+    new_id: Callable[[], str],
+) -> PolicyParts:
+    """Build what follows and changes the policy in force."""
+    store = PolicyStore(engine, clock, seal=seal, kms_identity=kms_identity)
+    beside = OneAtATime()
+
+    async def compare(old: Revision | None, new: Revision) -> tuple[Difference, ...]:
+        return await beside(partial(differences, old, new))
+
+    authority = PolicyAuthority(trust=trust, kms_identity=kms_identity, compare=compare)
+    changer = PolicyChanger(history=store, authority=authority, anchor=anchor, clock=clock, beside=beside)
+    journal = Journal(actions=ActionStore(engine), clock=clock, new_id=new_id)
+    return PolicyParts(
+        store=store,
+        changer=changer,
+        followed=FollowedPolicies(store, authority, anchor),
+        folder=FolderPolicies(changer=changer, journal=journal),
+        register=OperatorStore(engine, clock, seal),
+        journal=journal,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """What a server and an operator's command have in common, built and at rest."""
+
+    stores: Stores
+    parts: PolicyParts
+    decisions: DecisionStore
+    collateral: CollateralService
+    desk: ReleaseDesk
+
+
+async def build_core(settings: Settings, checked: Checked, stack: AsyncExitStack) -> Core:
+    """Open the database and the root key, and build what stands on them; nothing runs yet.
+
+    Raises:
+        ConfigurationError: one of them cannot be opened, or they do not belong together.
+
+    """
+    keep_files_private()
+    async with alone_in(settings.data_dir):
+        stores = await open_stores_in(checked.database_url, settings, stack)
+        root_key = await open_checked_root(
+            checked.root_key_uri,
+            stores.installation,
+            mode=mode_of(settings),
+            now=utc_now(),
+            random=secrets.token_bytes,
+        )
+    identity = Identity.from_prf(await root_key.prf(FOUNDING_EPOCH, identity_message(_IDENTITY_GENERATION)))
+    parts = policy_parts(
+        stores.engine,
+        seal=RowSeal(await root_key.prf(FOUNDING_EPOCH, rows_message())),
+        kms_identity=identity.public_key,
+        trust=checked.trust,
+        anchor=checked.anchor,
+        clock=utc_now,
+        new_id=new_id,
+    )
+    decisions = DecisionStore(stores.engine, utc_now)
+    collateral = collateral_service(settings, stores, checked.roots)
+    desk = ReleaseDesk(
+        clock=utc_now,
+        randomness=secrets.token_bytes,
+        authenticator=Authenticator(
+            roots=checked.roots, revocation=revocation_rules(settings), collateral=collateral
+        ),
+        advisories=load_advisories(),
+        policies=parts.followed,
+        decisions=decisions,
+        root_key=root_key,
+        identity=identity,
+        challenge_key=await root_key.prf(FOUNDING_EPOCH, challenge_message()),
+        challenge_lifetime=settings.challenge_ttl,
+        development=settings.development,
+    )
+    return Core(stores=stores, parts=parts, decisions=decisions, collateral=collateral, desk=desk)
+
+
+def revocation_rules(settings: Settings) -> Revocation:
+    """Give how revocation is judged; the lists come from the collateral."""
+    return Revocation(mode=settings.crl, max_age=settings.crl_max_age)
+
+
+def collateral_service(
+    settings: Settings, stores: Stores, roots: TrustedRoots, *, clock: Clock = utc_now
+) -> CollateralService:
+    """Give the collateral that the settings name, not started. `clock` says what is valid."""
+    kds = None
+    if settings.kds_urls:
+        rate = settings.kds_rate
+        kds = KdsClient(settings.kds_urls, per_second=rate.per_second, burst=rate.burst, clock=utc_now)
+    return CollateralService(
+        store=stores.collateral,
+        kds=kds,
+        roots=roots,
+        clock=clock,
+        renew_lists=settings.crl is not RevocationMode.OFF,
+    )

@@ -1,0 +1,94 @@
+"""Operators' work: policies and their history, the record, images, operators."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from kms.administration.images import ImageAdministration
+from kms.administration.office import Office
+from kms.administration.operators import OperatorAdministration
+from kms.administration.policies import PolicyAdministration
+from kms.administration.records import RecordAdministration
+from kms.administration.rehearsal import RecordRehearsal
+from kms.database.records import DecisionRecords
+from kms.desk import ReleaseDesk
+from kms.policy_following import FollowedPolicies, LoadedPolicy
+from kms.ports import Policies
+from kms.preflight import check_settings
+from kms.settings import Settings
+from kms.wiring.core import PolicyParts, build_core
+
+
+@asynccontextmanager
+async def open_office(settings: Settings) -> AsyncIterator[Office]:
+    """Open operators' work on the settings' database, for commands: a server may be running beside.
+
+    Raises:
+        ConfigurationError: the operator must change something; it says what.
+
+    """
+    async with AsyncExitStack() as stack:
+        core = await build_core(settings, check_settings(settings, serving=False), stack)
+        yield build_office(core.stores.engine, core.parts, core.desk, OnDemand(core.parts.followed))
+
+
+def build_office(engine: AsyncEngine, parts: PolicyParts, desk: ReleaseDesk, policies: Policies) -> Office:
+    """Build operators' work beside a release desk; `policies` give the one in force."""
+    changer, journal, identity = parts.changer, parts.journal, desk.identity.public_key
+    records = DecisionRecords(engine)
+    return Office(
+        policies=PolicyAdministration(
+            changer=changer,
+            journal=journal,
+            clock=desk.clock,
+            beside=changer.beside,
+            advisories=desk.advisories,
+            development=desk.development,
+            rehearse=RecordRehearsal(
+                records=records,
+                policies=policies,
+                clock=desk.clock,
+                development=desk.development,
+                kms_identity=identity,
+                advisories=desk.advisories,
+                beside=changer.beside,
+                pause=partial(asyncio.sleep, 0),
+            ),
+        ),
+        records=RecordAdministration(
+            records=records,
+            history=parts.store,
+            policies=policies,
+            authenticator=desk.authenticator,
+            advisories=desk.advisories,
+            journal=journal,
+            clock=desk.clock,
+            beside=changer.beside,
+            epochs=desk.root_key.epochs,
+            kms_identity=identity,
+            development=desk.development,
+        ),
+        images=ImageAdministration(policies=policies, journal=journal, beside=changer.beside),
+        operators=OperatorAdministration(
+            register=parts.register, journal=journal, randomness=desk.randomness
+        ),
+    )
+
+
+class OnDemand:
+    """Implements `kms.ports.Policies` for commands: the policy is loaded when it is first asked for."""
+
+    def __init__(self, followed: FollowedPolicies) -> None:
+        self._followed = followed
+
+    async def active(self) -> LoadedPolicy | None:
+        """Give the revision in force; see `Policies.active`."""
+        await self.refresh()
+        return await self._followed.active()
+
+    async def refresh(self) -> None:
+        """Look again; see `Policies.refresh`."""
+        await self._followed.refresh()
