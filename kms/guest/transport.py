@@ -4,7 +4,6 @@ What a server sends is a stranger's until the envelope inside is verified, so ev
 size and time, and parsed strictly.
 """
 
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Final, Self
 
 import httpx2
 
-from kms.errors import ConfigurationError
 from kms.guest.errors import AnswerRejected, Problem, ServerUntrusted
+from kms.https_client import certificate_fault, client_context, https_url
 from kms.strict_json import JsonError, JsonValue, parse
 
 MAX_ANSWER: Final = 2 << 20  # bytes; 32 sealed keys with their statements are far below
@@ -74,11 +73,11 @@ class Connection:
         timeout: float,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        url = _checked_url(server_url)
+        url = https_url(server_url)
         self._timeout = timeout
         self._client = httpx2.Client(
             base_url=url,
-            verify=_tls(ca_file),
+            verify=client_context(ca_file),
             timeout=timeout,
             transport=transport,
             # What a measured guest does must not depend on its environment's proxies and certificates.
@@ -123,7 +122,7 @@ class Connection:
                     if len(body) > MAX_ANSWER:
                         raise AnswerRejected("the answer is too large", reason="answer-malformed")
         except httpx2.TransportError as error:
-            reason = _certificate_fault(error)
+            reason = certificate_fault(error)
             if reason is not None:
                 raise ServerUntrusted(f"the server's TLS certificate was refused: {reason}") from error
             raise NoAnswer(str(error) or type(error).__name__) from error
@@ -133,37 +132,6 @@ class Connection:
             body=bytes(body),
             retry_after=int(wait) if wait.isascii() and wait.isdigit() and len(wait) < 10 else None,
         )
-
-
-def _checked_url(text: str) -> httpx2.URL:
-    remedy = "write https://HOST:PORT"
-    try:
-        url = httpx2.URL(text)
-    except httpx2.InvalidURL:
-        raise ConfigurationError("the server's address is not a URL", remedy=remedy) from None
-    if url.scheme != "https" or not url.host or url.userinfo or url.query or url.fragment:
-        raise ConfigurationError("the server's address is not plain HTTPS", remedy=remedy)
-    return url
-
-
-def _tls(ca_file: Path | None) -> ssl.SSLContext:
-    try:
-        # With a file, nothing else is loaded: no public CA can speak for this server.
-        return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(
-            f"the CA file {ca_file} cannot be used: {error.strerror or error}", remedy="it must be PEM"
-        ) from error
-
-
-def _certificate_fault(error: BaseException) -> str | None:
-    """Tell a certificate that does not verify, which no retry will change, from a network that fails."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return cause.verify_message or "it does not verify"
-        cause = cause.__cause__ or cause.__context__
-    return None
 
 
 def _word(value: JsonValue) -> str | None:

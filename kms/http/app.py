@@ -1,6 +1,6 @@
 """The application: routes inside, and around them what holds for every response."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -12,13 +12,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kms import __version__
+from kms.administration.office import Office
 from kms.desk import ReleaseDesk
 from kms.errors import KmsError, TooLarge, Unavailable
 from kms.http.docs_page import docs_page
-from kms.http.limits import BODY_TOO_SLOW, AddressLimiter, InFlight
+from kms.http.limits import BODY_TOO_SLOW, AddressLimiter, InFlight, is_plain_json
+from kms.http.operator_endpoint import SECURITY, Authenticate
+from kms.http.operator_routes import operator_routes
 from kms.http.problems import problem, problem_of, problem_of_status
 from kms.http.routes import Readiness, guest_routes
-from kms.http.schemas import ReleaseBody
+from kms.http.schemas import ReleaseBody, Shape
 
 _log = structlog.get_logger("kms.http")
 _REF: Final = "#/components/schemas/{model}"
@@ -33,8 +36,10 @@ def create_app(
     limiter: AddressLimiter,
     new_request_id: Callable[[], str],
     tls_ca: str | None,
+    office: Office | None = None,
+    authenticate: Authenticate | None = None,
 ) -> FastAPI:
-    """Make the application for one desk."""
+    """Make the application for one desk. Operators have routes where there is an office that knows them."""
     # The framework's own telemetry would keep request bodies within reach of exporters: off.
     app = FastAPI(
         title="Attested KMS",
@@ -47,6 +52,13 @@ def create_app(
         redoc_url=None,
     )
     app.include_router(guest_routes(desk, readiness, InFlight(_MOST_AT_ONCE), tls_ca))
+    shapes: set[type[Shape]] = {ReleaseBody}
+    security: Mapping[str, Mapping[str, str]] = {}
+    if office is not None and authenticate is not None:
+        routes = operator_routes(office, authenticate)
+        app.include_router(routes.router)
+        shapes |= routes.shapes
+        security = SECURITY
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -58,7 +70,7 @@ def create_app(
     app.add_middleware(
         _EveryResponse, limiter=limiter, new_request_id=new_request_id, development=desk.development
     )
-    _describe_requests(app)
+    _describe(app, shapes, security)
     return app
 
 
@@ -122,13 +134,8 @@ class _EveryResponse:
             wait = self._limiter.retry_after(client[0])
             if wait is not None:
                 return problem("rate-limited", request_id, headers={"Retry-After": str(int(wait) + 1)})
-        if scope["path"] != "/v1/releases":
-            return None  # nothing else reads its body
-        headers = dict(scope["headers"])
-        media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        # Compressed bodies are how a small request becomes a large one (field lesson 37).
-        encoded = headers.get(b"content-encoding", b"identity").lower() != b"identity"
-        if encoded or media_type not in {b"", b"application/json"}:
+        # Operators' routes look at it themselves, once they know who asks.
+        if scope["path"] == "/v1/releases" and not is_plain_json(scope["headers"]):
             return problem("unsupported-media-type", request_id)
         return None
 
@@ -144,7 +151,8 @@ async def _on_kms_error(request: Request, error: Exception) -> Response:
         reason=error.reason,
         detail=error.detail,
     )
-    response = problem_of(error, request.state.request_id)
+    known = getattr(request.state, "operator", None) is not None
+    response = problem_of(error, request.state.request_id, to_operator=known)
     if isinstance(error, TooLarge) or error.reason == BODY_TOO_SLOW:
         # The rest of the body is not read, so the connection cannot be used again.
         response.headers["Connection"] = "close"
@@ -160,22 +168,28 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     response = problem_of_status(status, request.state.request_id)
     if isinstance(error, HTTPException) and error.headers and "Allow" in error.headers:
-        response.headers["Allow"] = error.headers["Allow"]
+        # The framework names the methods of one route; the document knows all that there are of its path.
+        path = getattr(request.scope.get("route"), "path_format", "")
+        described = (method.upper() for method in request.app.openapi()["paths"].get(path, ()))
+        response.headers["Allow"] = ", ".join(described) or error.headers["Allow"]
     return response
 
 
-def _describe_requests(app: FastAPI) -> None:
-    """Add the request models, which no route takes as a parameter, to the OpenAPI document."""
+def _describe(app: FastAPI, shapes: Iterable[type[Shape]], security: Mapping[str, Mapping[str, str]]) -> None:
+    """Add to the OpenAPI document what no route takes or returns by itself: models, and security schemes."""
 
     def openapi() -> dict[str, object]:
         if app.openapi_schema is None:
             schema = get_openapi(
                 title=app.title, version=app.version, description=app.description, routes=app.routes
             )
-            model = ReleaseBody.model_json_schema(ref_template=_REF)
-            components = schema.setdefault("components", {}).setdefault("schemas", {})
-            components.update(model.pop("$defs", {}))
-            components["ReleaseBody"] = model
+            components = schema.setdefault("components", {})
+            models = components.setdefault("schemas", {})
+            for shape in sorted(shapes, key=lambda each: each.__name__):
+                model = shape.model_json_schema(ref_template=_REF)
+                models.update(model.pop("$defs", {}))
+                models[shape.__name__] = model
+            components["securitySchemes"] = dict(security)
             app.openapi_schema = schema
         return app.openapi_schema
 

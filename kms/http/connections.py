@@ -17,11 +17,15 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from kms.http.client_certificates import tls_extension
+from kms.http.limits import LONG_BODY, MAX_LONG_BODY
+
 HANDSHAKE_WITHIN: Final = 10.0  # seconds, for TLS
 HEADER_WITHIN: Final = 10.0  # seconds, from the connection or the first byte of a request to its last header
 _MOST_HEADER: Final = 64 << 10
 # A body of `limits.MAX_BODY` in chunks of a few bytes is some MiB of wire; what is longer is no such body.
 _MOST_WIRE: Final = 8 << 20
+_MOST_LONG_WIRE: Final = MAX_LONG_BODY + _MOST_WIRE
 
 
 class Occupant(Protocol):
@@ -119,6 +123,7 @@ class Connection(HttpToolsProtocol):
         self._late: asyncio.TimerHandle | None = None
         self._in_header = False
         self._heard = 0  # bytes since the last complete header
+        self._tls: dict[object, object] | None = None
 
     @property
     def network(self) -> str:
@@ -142,6 +147,7 @@ class Connection(HttpToolsProtocol):
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._tls = tls_extension(transport.get_extra_info("ssl_object"))
         self._expect_header()
 
     @override
@@ -163,13 +169,15 @@ class Connection(HttpToolsProtocol):
             return
         if self._in_header and self._heard > _MOST_HEADER:
             self.send_400_response("")
-        elif self._heard > _MOST_WIRE:
+        elif self._heard > (_MOST_LONG_WIRE if self._long_body else _MOST_WIRE):
             self.drop()
 
     @override
     def on_message_begin(self) -> None:
         self._in_header = True
         super().on_message_begin()
+        if self._tls is not None:
+            self.scope["extensions"] = {"tls": self._tls}
 
     @override
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -207,6 +215,12 @@ class Connection(HttpToolsProtocol):
     def _request(self) -> RequestResponseCycle | None:
         # uvicorn declares it as always there; before the first request it is not.
         return self.cycle
+
+    @property
+    def _long_body(self) -> bool:
+        """Whether the route that reads the body lets it be long (`kms.http.limits.read_long_body`)."""
+        request = self._request
+        return request is not None and bool(request.scope.get("state", {}).get(LONG_BODY))
 
     def _expect_header(self) -> None:
         self._late = self.loop.call_later(self._header_within, self.drop)

@@ -3,7 +3,8 @@
 The usual documentation pages run scripts from elsewhere, in the origin of a server that releases keys.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ _HEADERS: Final = {
 _STYLE: Final = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:48rem;margin:2rem auto;padding:0 1rem}"
     "code{font-family:ui-monospace,monospace}h2{margin:2rem 0 0;font-size:1.1rem}"
+    "pre{overflow-x:auto;background:#f4f4f4;padding:.5rem}"
     "table{border-collapse:collapse}td{padding:.1rem 1rem .1rem 0;vertical-align:top}"
 )
 
@@ -43,13 +45,31 @@ def docs_page(schema: Mapping[str, Any]) -> HTMLResponse:
 
 
 def _route(method: str, path: str, operation: Mapping[str, Any]) -> str:
-    answers = "".join(
-        f"<tr><td><code>{escape(status)}</code></td><td>{escape(answer['description'])}</td></tr>"
-        for status, answer in operation["responses"].items()
-    )
     described = operation.get("description")
+    parameters = (
+        (each["name"], each["description"] + ("" if each["required"] else " (optional)"))
+        for each in operation.get("parameters", ())
+    )
+    answers = ((status, answer["description"]) for status, answer in operation["responses"].items())
+    asked = [operation["requestBody"]] if "requestBody" in operation else []
+    given = [answer for status, answer in operation["responses"].items() if status < "300"]
     return (
         f"<h2><code>{escape(method.upper())} {escape(path)}</code></h2><p>{escape(operation['summary'])}</p>"
         + (f"<p>{escape(described)}</p>" if described else "")
-        + f"<table>{answers}</table>"
+        + _table(parameters)
+        + "".join(map(_example, asked))
+        + _table(answers)
+        + "".join(map(_example, given))
     )
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    cells = (f"<tr><td><code>{escape(name)}</code></td><td>{escape(text)}</td></tr>" for name, text in rows)
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _example(body: Mapping[str, Any]) -> str:
+    example = body.get("content", {}).get("application/json", {}).get("example")
+    if example is None:
+        return ""
+    return f"<pre>{escape(json.dumps(example, indent=2, ensure_ascii=False))}</pre>"

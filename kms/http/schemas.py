@@ -4,23 +4,27 @@ Requests are read by `kms.strict_json` (duplicate keys, exact bytes), not by the
 two to the same fields.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Shape(BaseModel):
+class Shape(BaseModel):
+    """A JSON object without other members. `example` is one, where the document shows one."""
+
+    example: ClassVar[dict[str, Any]]
+
     model_config = ConfigDict(extra="forbid")
 
 
-class ChallengeAnswer(_Shape):
+class ChallengeAnswer(Shape):
     """A challenge, good once."""
 
     challenge: str = Field(description="opaque, base64url", examples=["AQIDBA"])
     expires_at: str = Field(description="RFC 3339, UTC", examples=["2026-11-22T12:05:00Z"])
 
 
-class LaunchHintBody(_Shape):
+class LaunchHintBody(Shape):
     """A hint where to look first; never a fact. One that does not fit is ignored."""
 
     image: str | None = None
@@ -31,7 +35,7 @@ class LaunchHintBody(_Shape):
     description: dict[str, Any] | None = None
 
 
-class EvidenceBody(_Shape):
+class EvidenceBody(Shape):
     """SEV-SNP evidence."""
 
     tee: str = Field(examples=["sev-snp"])
@@ -42,14 +46,14 @@ class EvidenceBody(_Shape):
     app_document: str | None = Field(None, description="exact bytes, base64url; at most 64 KiB")
 
 
-class ReleaseBody(_Shape):
+class ReleaseBody(Shape):
     """A release request and the evidence that signs it."""
 
     request: str = Field(description="exact bytes of the request, base64url; at most 64 KiB")
     evidence: EvidenceBody
 
 
-class SignedBody(_Shape):
+class SignedBody(Shape):
     """A text signed by the KMS identity."""
 
     payload: str
@@ -57,7 +61,7 @@ class SignedBody(_Shape):
     identity: str
 
 
-class ReleaseAnswer(_Shape):
+class ReleaseAnswer(Shape):
     """Keys, sealed to the guest."""
 
     release_id: str
@@ -69,7 +73,7 @@ class ReleaseAnswer(_Shape):
     development: bool
 
 
-class IdentityAnswer(_Shape):
+class IdentityAnswer(Shape):
     """Who this KMS is."""
 
     identity: str = Field(description="Ed25519 public key, base64url, 32 bytes")
@@ -82,14 +86,14 @@ class IdentityAnswer(_Shape):
     development: bool
 
 
-class ReadyAnswer(_Shape):
+class ReadyAnswer(Shape):
     """Ready to serve."""
 
     status: str
     development: bool
 
 
-class ProblemBody(_Shape):
+class ProblemBody(Shape):
     """RFC 9457."""
 
     type: str

@@ -21,13 +21,6 @@ Settings = dict[str, str]
 # The protocol asks for these, and this version does not have them. Strict: a feature that comes to work makes
 # its tests fail here until its lines are removed.
 NOT_YET = {
-    "no operators": (
-        "test_bad_input.py::test_another_method[GET-/v1/verifications]",
-        "test_bad_input.py::test_another_method[PUT-/v1/verifications]",
-        "test_bad_input.py::test_another_method[DELETE-/v1/verifications]",
-        "test_bad_input.py::test_another_method[PATCH-/v1/verifications]",
-        "test_refused_policy.py::test_verifications_are_for_operators[",
-    ),
     "no env-key route": ("test_release.py::test_the_published_env_key_is_the_released_one",),
     "no tls keys": ("test_release.py::test_the_tls_key_has_a_certificate_for_the_allowed_names_only",),
 }

@@ -431,6 +431,9 @@ def test_a_body_type_with_a_parameter(kms: Client, fleet: Fleet, sound: dict[str
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
 def test_another_method(kms: Client, path: str, method: str) -> None:
     response = kms.http.request(method, path)
+    if (method, path) == ("GET", "/v1/releases"):
+        check_problem(response, status=401)  # operators read the record there
+        return
     check_problem(response, status=405)
     assert "POST" in response.headers["allow"]
 

@@ -1,0 +1,255 @@
+"""What every operators' route does, in this order: who asks, with which parameters, the body, the answer.
+
+A route is declared with its parameters and shapes, and the OpenAPI document is made of the same declaration,
+so that what is described is what is read.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import EllipsisType
+from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from kms.administration.office import Json
+from kms.errors import MalformedRequest
+from kms.http.limits import (
+    MAX_BODY,
+    InFlight,
+    declared_length,
+    is_plain_json,
+    read_body,
+    read_long_body,
+)
+from kms.http.operator_schemas import OperatorProblem
+from kms.http.problems import KINDS, MEDIA_TYPE
+from kms.http.schemas import Shape
+from kms.operators import Actor
+from kms.strict_json import Fields, JsonError, parse
+
+T = TypeVar("T")
+
+# Who asks, by the request's headers and TLS alone. Raises `Unauthenticated`.
+Authenticate: TypeAlias = Callable[[Request], Awaitable[Actor]]
+
+SECURITY: Final[Mapping[str, Mapping[str, str]]] = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "a token of `kms operator add`, or of the OpenID Connect provider",
+    },
+    "mutualTLS": {"type": "mutualTLS", "description": "a client certificate of a known subject"},
+}
+_JSON: Final = "application/json"
+_NO_STORE: Final = {"Cache-Control": "no-store"}
+_MOST_LONG_BODIES: Final = 2
+_ALWAYS: Final = ("malformed-request", "unauthenticated", "forbidden", "rate-limited", "ledger-unavailable")
+_WITH_BODY: Final = ("too-large", "unsupported-media-type")
+
+
+# Compared by identity: it is the key under which its value is found.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Parameter(Generic[T]):
+    """A parameter of the path or the query: how it is read, and how it is described.
+
+    `read` raises ValueError with words that do not repeat the value. Without a `default` it must be there.
+    """
+
+    name: str
+    read: Callable[[str], T]
+    description: str
+    schema: Mapping[str, object]
+    example: object
+    default: T | EllipsisType = ...
+
+    def describe(self, place: str) -> dict[str, object]:
+        """Give its OpenAPI parameter object."""
+        return {
+            "name": self.name,
+            "in": place,
+            "required": self.default is ...,
+            "description": self.description,
+            "schema": dict(self.schema),
+            "example": self.example,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """An authenticated operator's request: its parameters by `[...]`, and its body."""
+
+    actor: Actor
+    _parameters: Mapping[Parameter[Any], object] = field(repr=False)
+    _request: Request = field(repr=False)
+    _long_bodies: InFlight = field(repr=False)
+
+    def __getitem__(self, parameter: Parameter[T]) -> T:
+        return cast("T", self._parameters[parameter])
+
+    async def body(self) -> Fields:
+        """Read a body of at most `MAX_BODY` bytes.
+
+        Raises:
+            MalformedRequest, TooLarge: it is not a JSON object, or too long.
+
+        """
+        _require_json(self._request)
+        return _fields(await read_body(self._request))
+
+    @asynccontextmanager
+    async def long_body(self) -> AsyncIterator[Fields]:
+        """Read a body that may hold a whole policy; one that is long has a place while the context lasts.
+
+        Raises:
+            ServerBusy: `_MOST_LONG_BODIES` are being worked on.
+            MalformedRequest, TooLarge: it is not a JSON object, or longer than `MAX_LONG_BODY`.
+
+        """
+        _require_json(self._request)
+        length = declared_length(self._request)
+        short = length is not None and length <= MAX_BODY
+        with nullcontext() if short else self._long_bodies.place():
+            yield _fields(await (read_body if short else read_long_body)(self._request), long_texts=True)
+
+
+Handler: TypeAlias = Callable[[Asked], Awaitable[Json]]
+
+
+class OperatorRoutes:
+    """Collects the routes in `router`, and in `shapes` the models that FastAPI does not find by itself."""
+
+    def __init__(self, authenticate: Authenticate) -> None:
+        self.router = APIRouter(tags=["operators"])
+        self.shapes: set[type[Shape]] = {OperatorProblem}
+        self._authenticate = authenticate
+        self._long_bodies = InFlight(_MOST_LONG_BODIES)
+
+    def route(
+        self,
+        method: str,
+        path: str,
+        answer: type[Shape],
+        *,
+        summary: str,
+        description: str | None = None,
+        parameters: Sequence[Parameter[Any]] = (),
+        body: type[Shape] | None = None,
+        refusals: Sequence[str] = (),
+        status: int = 200,
+    ) -> Callable[[Handler], Handler]:
+        """Register a handler. `refusals` are the codes (of `KINDS`) that only some routes answer with."""
+        in_path = tuple(each for each in parameters if f"{{{each.name}" in path)
+        in_query = tuple(each for each in parameters if each not in in_path)
+        codes = (*_ALWAYS, *refusals, *(("not-found",) if in_path else ()), *(_WITH_BODY if body else ()))
+        extra: dict[str, Any] = {
+            "security": [{scheme: []} for scheme in SECURITY],
+            "parameters": [
+                *(each.describe("path") for each in in_path),
+                *(each.describe("query") for each in in_query),
+            ],
+        }
+        if body is not None:
+            self.shapes.add(body)
+            extra["requestBody"] = {"required": True, "content": {_JSON: _content(body, body.example)}}
+
+        def register(handler: Handler) -> Handler:
+            async def endpoint(request: Request) -> Response:
+                # A path that can name nothing is not there, whoever asks.
+                values = _read_path(in_path, request)
+                actor = await self._authenticate(request)
+                # From here on a refusal may say why (`kms.http.problems.problem_of`).
+                request.state.operator = actor
+                values |= _read_query(in_query, request)
+                asked = Asked(
+                    actor=actor, _parameters=values, _request=request, _long_bodies=self._long_bodies
+                )
+                return JSONResponse(await handler(asked), status, headers=_NO_STORE)
+
+            self.router.add_api_route(
+                path,
+                endpoint,
+                methods=[method],
+                name=handler.__name__,
+                status_code=status,
+                response_model=answer,
+                summary=summary,
+                description=description,
+                responses={
+                    status: {
+                        "description": "Done",
+                        "content": {_JSON: {"example": answer.example}},
+                    },
+                    **_problems(codes),
+                },
+                openapi_extra=extra,
+            )
+            return handler
+
+        return register
+
+
+def _content(shape: type[Shape], example: Mapping[str, object]) -> dict[str, object]:
+    return {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}, "example": example}
+
+
+def _problems(codes: Sequence[str]) -> dict[int | str, dict[str, Any]]:
+    """Describe the problem documents of these codes, one response a status."""
+    by_status: dict[int, list[str]] = {}
+    for code in dict.fromkeys(codes):
+        by_status.setdefault(KINDS[code].status, []).append(code)
+    return {
+        status: {
+            "description": "; ".join(f"{code}: {KINDS[code].title}" for code in named),
+            "content": {MEDIA_TYPE: _content(OperatorProblem, OperatorProblem.of(named[0]))},
+        }
+        for status, named in sorted(by_status.items())
+    }
+
+
+def _read_path(parameters: Sequence[Parameter[Any]], request: Request) -> dict[Parameter[Any], object]:
+    try:
+        return {each: each.read(request.path_params[each.name]) for each in parameters}
+    except ValueError:
+        raise HTTPException(404) from None
+
+
+def _read_query(parameters: Sequence[Parameter[Any]], request: Request) -> dict[Parameter[Any], object]:
+    given: dict[str, str] = {}
+    for name, text in request.query_params.multi_items():
+        if name not in {each.name for each in parameters}:
+            known = ", ".join(f"`{each.name}`" for each in parameters)
+            # Only a plain word is named: nothing else comes back to whoever sent it.
+            named = f" `{name}`" if name.isidentifier() and name.isascii() and len(name) <= 64 else ""
+            raise MalformedRequest(f"query: unknown parameter{named}; known: {known or 'none'}")
+        if name in given:
+            raise MalformedRequest(f"query: `{name}` is given twice")
+        given[name] = text
+    values: dict[Parameter[Any], object] = {}
+    for each in parameters:
+        if each.name in given:
+            try:
+                values[each] = each.read(given[each.name])
+            except ValueError as error:
+                raise MalformedRequest(f"query: `{each.name}` {error}") from None
+        elif each.default is ...:
+            raise MalformedRequest(f"query: `{each.name}` is missing")
+        else:
+            values[each] = each.default
+    return values
+
+
+def _require_json(request: Request) -> None:
+    # The type must be said: a web page can send what has none, or a form's, in the name of an operator whose
+    # browser holds a client certificate; for JSON the browser asks the server first (CORS preflight).
+    if not is_plain_json(request.headers.raw, said=True):
+        raise HTTPException(415)
+
+
+def _fields(body: bytes, *, long_texts: bool = False) -> Fields:
+    try:
+        return Fields(parse(body, long_texts=long_texts), "body", MalformedRequest)
+    except JsonError as error:
+        raise MalformedRequest(f"body: {error}") from None
