@@ -1,26 +1,34 @@
 """Reads `kind: app`, and what every kind has in common."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Final, TypedDict, TypeVar
 
 from kms.identifiers import AppId, ChipId, ComposeHash, OsImageHash
-from kms.keys.names import KeyKind, KeyPattern
+from kms.keys.names import MAX_PATH_LENGTH, KeyKind, KeyPattern, Scope
 from kms.measurement.images import Binding
 from kms.policy import values
 from kms.policy.documents import STRICT, Allowlist, AppDocument, TlsNames
 from kms.policy.nodes import Node
-from kms.policy.reader import Reader, Slot, Wrong, closest
+from kms.policy.parser import Parser, Schema, Wrong, closest, pattern
+from kms.policy.reader import Reader, Slot
 
 # A name that never matches would be a rule that forbids nothing, so its form is checked.
 _ADVISORY: Final = re.compile(r"AMD-SB-[0-9]{4,5}")
 _DNS_NAME: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
 _MAX_TLS_DAYS: Final = 398  # CA/Browser Forum baseline requirements, section 6.3.2: what clients accept
-_LONG_HEX: Final = re.compile(
-    r"(?:0x)?(?:[0-9a-fA-F]{16}|[0-9a-fA-F]{32,})"
-)  # meant as an id, of whatever length
+# Meant as an id, of whatever length and however written.
+_LONG_HEX: Final = re.compile(r"(?:0x|sha256:)?(?:[0-9a-fA-F]{16}|[0-9a-fA-F]{32,})")
+_SEGMENT: Final = r"(?!\.{1,2}(?:[/@]|$))[a-z0-9._-]+"
+_CUSTOM_KEY: Final = re.compile(
+    rf"custom:(?=[^@]{{1,{MAX_PATH_LENGTH}}}(?:@|$))"
+    rf"(?:{_SEGMENT}(?:/{_SEGMENT})*|(?:{_SEGMENT}/)*[a-z0-9._-]*\*)(?:@(?:{'|'.join(Scope)}))?"
+)
+_MAX_DNS_NAME: Final = 253  # RFC 1035, section 2.3.4, as text
 _DSTACK: Final = "dstack"
+_TLS: Final = "{names: [payments.internal], days: 7}"
 _NOBODY: Final = "it allows nobody"
 
 T = TypeVar("T")
@@ -69,8 +77,8 @@ def read_app(reader: Reader) -> AppDocument:
     binding = reader.listed("binding", _binding, empty="no binding, no release")
     keys = reader.listed("keys", _key, empty="it releases no key")
     advisories = reader.listed_or("forbid_advisories", _advisory, ())
-    epoch: Slot[int | None] = reader.optional("epoch", values.integer(1, 2**31 - 1), None)
-    tls: Slot[TlsNames | None] = reader.optional("tls", lambda node: _tls(node, reader), None)
+    epoch: Slot[int | None] = reader.optional("epoch", _epoch, None)
+    tls: Slot[TlsNames | None] = reader.mapping_or("tls", _read_tls, None, example=_TLS)
     compat: Slot[str | None] = reader.optional("compat", _compat, None)
     reader.end()
     _check_tls(reader, keys.value, tls.value)
@@ -95,18 +103,17 @@ def read_app(reader: Reader) -> AppDocument:
     )
 
 
-def name_or(parse: Callable[[Node], T]) -> Callable[[Node], T | str]:
+def name_or(identity: Parser[T]) -> Parser[T | str]:
     """Make a parser of either an id, where the text is long hex, or the name of a document."""
 
-    def parse_either(node: Node) -> T | str:
-        return parse(node) if _LONG_HEX.fullmatch(values.text(node)) else values.name(node)
+    def read(node: Node) -> T | str:
+        if _LONG_HEX.fullmatch(values.read_text(node)):
+            return identity.read(node)
+        return values.name.read(node)
 
-    return parse_either
-
-
-_image: Final = name_or(os_image_hash)
-_chip: Final = name_or(values.chip_id)
-_binding: Final = values.one_of(Binding, "a binding")
+    # A name in the schema is what lint takes for one.
+    no_name: Schema = {"type": "string", "pattern": f"^(?:{_LONG_HEX.pattern})$"}
+    return Parser(read, {"anyOf": [identity.schema, {**values.name.schema, "not": no_name}]})
 
 
 def _of(kind: type[T], listed: Iterable[object]) -> frozenset[T]:
@@ -129,42 +136,65 @@ def _key_pattern(text: str) -> KeyPattern:
     return KeyPattern.parse(text)
 
 
-def _key(node: Node) -> KeyPattern:
-    text = values.text(node)
+def _read_key(node: Node) -> KeyPattern:
+    text = values.read_text(node)
     try:
         return _key_pattern(text)
     except ValueError as error:
         kind = text.partition("@")[0].partition(":")[0]
-        kinds = [each.value for each in KeyKind]
-        hint = "" if kind in kinds else f"; {closest(kind, kinds)}"
+        hint = "" if kind in _KEY_KINDS else f"; {closest(kind, _KEY_KINDS)}"
+        if "*" in text.partition("@")[0][:-1]:
+            hint = "; `*` stands only at the end"
         raise Wrong(node, f"`{text}`: {error}{hint}") from None
 
 
-def _advisory(node: Node) -> str:
-    text = values.text(node)
+_KEY_KINDS: Final = tuple(kind.value for kind in KeyKind)
+
+
+def _plain_keys() -> Iterator[str]:
+    """Give every key that has no path, with every scope that it may have."""
+    for kind in KeyKind:
+        for scope in ("", *(f"@{scope}" for scope in Scope)):
+            with suppress(ValueError):
+                KeyPattern.parse(f"{kind}{scope}")
+                yield f"{kind}{scope}"
+
+
+def _read_advisory(node: Node) -> str:
+    text = values.read_text(node)
     if not _ADVISORY.fullmatch(text):
         raise Wrong(node, f"`{text}` is not the name of an AMD bulletin, as in AMD-SB-3015")
     return text
 
 
-def _compat(node: Node) -> str:
-    text = values.text(node)
+def _read_compat(node: Node) -> str:
+    text = values.read_text(node)
     if text != _DSTACK:
         raise Wrong(node, f"`{text}` is unknown: the only compatibility is `dstack`")
     return text
 
 
-def _dns_name(node: Node) -> str:
-    text = values.text(node)
-    if len(text) > 253 or not _DNS_NAME.fullmatch(text):
-        raise Wrong(node, "a DNS name in lowercase, without wildcard, is wanted")
+def _read_dns_name(node: Node) -> str:
+    text = values.read_text(node)
+    if len(text) > _MAX_DNS_NAME or not _DNS_NAME.fullmatch(text):
+        raise Wrong(node, f"`{text}` is not a DNS name in lowercase, without wildcard")
     return text
 
 
-def _tls(node: Node, parent: Reader) -> TlsNames:
-    reader = parent.within(node, "`tls`")
+_image: Final = name_or(os_image_hash)
+_chip: Final = name_or(values.chip_id)
+_binding: Final = values.one_of(Binding, "a binding")
+_key: Final = Parser(_read_key, {"anyOf": [{"enum": [*_plain_keys()]}, pattern(_CUSTOM_KEY)]})
+_advisory: Final = Parser(_read_advisory, pattern(_ADVISORY))
+_epoch: Final = values.integer(1, 2**31 - 1, "an epoch")
+_compat: Final = Parser(_read_compat, {"const": _DSTACK})
+_dns_name: Final = Parser(_read_dns_name, {**pattern(_DNS_NAME), "maxLength": _MAX_DNS_NAME})
+_days: Final = values.integer(1, _MAX_TLS_DAYS, "the life of a certificate in days")
+
+
+def _read_tls(reader: Reader) -> TlsNames:
     names = reader.listed("names", _dns_name, empty="there is nothing to certify")
-    days = reader.required("days", values.integer(1, _MAX_TLS_DAYS))
+    days = reader.required("days", _days)
     reader.end()
     return TlsNames(names=names.value, days=days.value)
 
@@ -172,6 +202,6 @@ def _tls(node: Node, parent: Reader) -> TlsNames:
 def _check_tls(reader: Reader, keys: tuple[KeyPattern, ...], tls: TlsNames | None) -> None:
     wanted = any(pattern.kind is KeyKind.TLS for pattern in keys)
     if wanted and tls is None:
-        reader.notes.error(reader.place("keys"), "key `tls` needs the member `tls: {names: [...], days: 7}`")
+        reader.notes.error(reader.place("keys"), f"key `tls` needs the member `tls: {_TLS}`")
     if tls is not None and not wanted:
         reader.notes.warning(reader.place("tls"), "`tls` does nothing: `keys` does not list key `tls`")

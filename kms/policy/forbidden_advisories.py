@@ -10,7 +10,7 @@ from kms.boot_info import BootInfo
 from kms.checks import Check
 from kms.policy.documents import AppDocument, TcbDocument
 from kms.policy.findings import Finding, Notes
-from kms.policy.reader import closest
+from kms.policy.parser import closest
 from kms.policy.references import Read
 from kms.snp.advisories import Advisories, Advisory, Standing
 from kms.snp.product import Product

@@ -8,11 +8,13 @@ from kms.policy import values
 from kms.policy.app_reader import HeaderSlots
 from kms.policy.documents import STRICT, STRICT_GUEST, FirmwareMinimum, GuestDocument, Wanted
 from kms.policy.nodes import Node, Scalar
-from kms.policy.reader import Reader, Wrong
+from kms.policy.parser import Parser, Wrong, pattern
+from kms.policy.reader import Reader
 from kms.snp.flags import Signer
 from kms.snp.report import VERSIONS
 
-_VERSION: Final = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})(?:\.([0-9]{1,3}))?")
+_BYTE: Final = r"(?:[01]?[0-9]{1,2}|2[0-4][0-9]|25[0-5])"
+_VERSION: Final = re.compile(rf"{_BYTE}\.{_BYTE}(?:\.{_BYTE})?")
 _MAX_SVN: Final = 2**32 - 1  # GUEST_SVN has 32 bits
 
 _NOBODY: Final = "it allows nobody"
@@ -20,16 +22,34 @@ _DEBUG: Final = {"forbid": False, "allow": True}
 _CLEAR: Final = {"allow": Wanted.ANY, "forbid": Wanted.CLEAR}
 _SET: Final = {"any": Wanted.ANY, "require": Wanted.SET}
 _BITS: Final = {
-    "migration_agent": _CLEAR,
-    "smt": _CLEAR,
-    "single_socket": _SET,
-    "cxl": _CLEAR,
-    "ciphertext_hiding": _SET,
-    "aes_256_xts": _SET,
-    "rapl_disabled": _SET,
-    "page_swap_disabled": _SET,
+    name: values.choice(words, f"`{name}`")
+    for name, words in {
+        "migration_agent": _CLEAR,
+        "smt": _CLEAR,
+        "single_socket": _SET,
+        "cxl": _CLEAR,
+        "ciphertext_hiding": _SET,
+        "aes_256_xts": _SET,
+        "rapl_disabled": _SET,
+        "page_swap_disabled": _SET,
+    }.items()
 }
 
+
+def _read_firmware(node: Node) -> FirmwareMinimum:
+    text = values.read_text(node)
+    if not _VERSION.fullmatch(text):
+        raise Wrong(node, 'a firmware version is major.minor or major.minor.build, as in "1.55" or "1.55.22"')
+    major, minor, build = [*map(int, text.split(".")), 0][:3]
+    return FirmwareMinimum(major=major, minor=minor, build=build)
+
+
+_vmpl: Final = values.integer(0, 3, "a VMPL")
+_report_version: Final = values.integer(min(VERSIONS), max(VERSIONS), "a report version")
+_signer: Final = values.one_of(Signer, "a signer")
+_debug: Final = values.choice(_DEBUG, "`debug`")
+_firmware: Final = Parser(_read_firmware, pattern(_VERSION))
+_svn: Final = values.integer(0, _MAX_SVN, "a guest SVN")
 _key_digest: Final = values.hex_of(KeyDigest, "a key digest")
 
 
@@ -38,24 +58,16 @@ def read_guest(reader: Reader, *, development: bool) -> GuestDocument:
     strict = STRICT_GUEST
     header = HeaderSlots(reader)
     expires_at = reader.optional("expires_at", values.time, None)
-    vmpl = reader.listed_or("vmpl", values.integer(0, 3), tuple(strict.vmpl), empty=_NOBODY)
+    vmpl = reader.listed_or("vmpl", _vmpl, tuple(strict.vmpl), empty=_NOBODY)
     versions = reader.listed_or(
-        "report_versions",
-        values.integer(min(VERSIONS), max(VERSIONS)),
-        tuple(strict.report_versions),
-        empty=_NOBODY,
+        "report_versions", _report_version, tuple(strict.report_versions), empty=_NOBODY
     )
-    signers = reader.listed_or(
-        "signers", values.one_of(Signer, "a signer"), tuple(strict.signers), empty=_NOBODY
-    )
+    signers = reader.listed_or("signers", _signer, tuple(strict.signers), empty=_NOBODY)
     csp = reader.listed_or("csp", values.text, tuple(strict.csp))
-    debug = reader.optional("debug", values.choice(_DEBUG, "`debug`"), strict.debug)
-    bits = [
-        (name, reader.optional(name, values.choice(_BITS[name], f"`{name}`"), wanted))
-        for name, wanted in strict.bits
-    ]
+    debug = reader.optional("debug", _debug, strict.debug)
+    bits = [(name, reader.optional(name, _BITS[name], wanted)) for name, wanted in strict.bits]
     firmware = reader.optional("firmware_minimum", _firmware, strict.firmware_minimum)
-    svn = reader.optional("guest_svn_minimum", values.integer(0, _MAX_SVN), strict.guest_svn_minimum)
+    svn = reader.optional("guest_svn_minimum", _svn, strict.guest_svn_minimum)
     id_keys = reader.allowlist_or_any("id_key_digests", _key_digest, empty=_NOBODY)
     author_keys = reader.allowlist_or_any("author_key_digests", _key_digest, empty=_NOBODY)
     reader.end()
@@ -108,11 +120,3 @@ def _check_together(reader: Reader, document: GuestDocument, *, development: boo
         )
     if document.csp and Signer.VLEK not in document.signers:
         notes.warning(reader.place("csp"), "`csp` does nothing: `signers` does not list `vlek`")
-
-
-def _firmware(node: Node) -> FirmwareMinimum:
-    match = _VERSION.fullmatch(values.text(node))
-    parts = [int(part) for part in match.groups(default="0")] if match else []
-    if not parts or max(parts) > 255:
-        raise Wrong(node, 'a firmware version is major.minor or major.minor.build, as in "1.55" or "1.55.22"')
-    return FirmwareMinimum(major=parts[0], minor=parts[1], build=parts[2])

@@ -15,25 +15,19 @@ from kms.policy.findings import Finding, Notes, PolicyInvalid, Severity, in_orde
 from kms.policy.forbidden_advisories import warn_of_advisories
 from kms.policy.guest_reader import read_guest
 from kms.policy.nodes import Members, Scalar, Source, from_json
-from kms.policy.reader import Reader, Unread, closest
+from kms.policy.parser import Unread, closest
+from kms.policy.reader import Reader
 from kms.policy.references import Read, check_references
 from kms.policy.set_readers import read_chips, read_image, read_revoked
 from kms.policy.tcb_reader import read_tcb
+from kms.policy.tcb_warnings import warn_of_low_minimums
 from kms.policy.yaml_documents import parse_documents
 from kms.snp.advisories import Advisories
 from kms.strict_json import JsonValue
 
-__all__ = ["Finding", "LintResult", "PolicyInvalid", "Severity", "lint", "lint_values"]
+__all__ = ["Finding", "LintResult", "PolicyInvalid", "Severity", "lint", "lint_values", "readers_of_kinds"]
 
 _Readers: TypeAlias = Mapping[str, Callable[[Reader], AnyDocument]]
-
-_READERS: Final[_Readers] = {
-    "app": read_app,
-    "image": read_image,
-    "tcb": read_tcb,
-    "chips": read_chips,
-    "revoked": read_revoked,
-}
 
 _NOWHERE: Final = Members({}, 1, 1)
 
@@ -47,6 +41,18 @@ class LintResult:
     sources: tuple[Source, ...] = field(repr=False)
 
 
+def readers_of_kinds(*, development: bool) -> _Readers:
+    """Give the reader of each kind of document."""
+    return {
+        "app": read_app,
+        "image": read_image,
+        "tcb": read_tcb,
+        "guest": partial(read_guest, development=development),
+        "chips": read_chips,
+        "revoked": read_revoked,
+    }
+
+
 def lint(
     files: Mapping[str, bytes],
     *,
@@ -57,16 +63,19 @@ def lint(
     """Lint a policy folder: file names to contents. Never raises for what is in the files.
 
     `development` is the server's mode, `now` its clock for warnings of documents past their date.
-    `advisories` are for warnings of forbidden bulletins that no report can show.
+    `advisories` are for warnings: of minimums that are below a bulletin's figures, and of forbidden bulletins
+    that no report can show.
     """
-    sources, findings = parse_documents(files)
+    parsed = parse_documents(files)
+    sources, findings = parsed.sources, parsed.findings
     if not sources and not findings:
         # Often a copy that failed halfway, and in force it would deny everybody.
         findings = (Finding(".", 1, 1, Severity.ERROR, "no documents at all: is this the right folder?"),)
     read, found = _read(sources, findings, development=development)
-    found += check_references(read, now=now)
+    found += check_references(read, now=now, whole=parsed.whole)
     if advisories is not None:
         found += warn_of_advisories(read, advisories)
+        found += warn_of_low_minimums(read, advisories)
     return LintResult(findings=in_order(found), documents=_documents(read), sources=sources)
 
 
@@ -94,7 +103,7 @@ def _stored(values: Iterable[JsonValue], notes: Notes) -> Iterator[Source]:
 def _read(
     sources: Iterable[Source], findings: Iterable[Finding], *, development: bool, keep: bool = True
 ) -> tuple[list[Read], list[Finding]]:
-    readers: _Readers = {**_READERS, "guest": partial(read_guest, development=development)}
+    readers = readers_of_kinds(development=development)
     found = list(findings)
     faulty: dict[str, set[tuple[int, int]]] = {}
     for finding in found:
@@ -115,14 +124,28 @@ def _documents(read: Iterable[Read]) -> tuple[AnyDocument, ...]:
 def _document(root: Members, notes: Notes, readers: _Readers) -> AnyDocument | None:
     kind = root.value("kind")
     if kind is None:
-        notes.error(root, f"`kind` is missing: one of {', '.join(sorted(readers))}")
+        notes.error(root, f"`kind` is missing: {_likely_kind(root, readers)}")
         return None
     if not isinstance(kind, Scalar) or not isinstance(kind.value, str) or kind.value not in readers:
         shown = f"`{kind.text}` is not a kind: " if isinstance(kind, Scalar) else "`kind` is a word: "
         notes.error(kind, shown + closest(kind.text if isinstance(kind, Scalar) else "", sorted(readers)))
         return None
-    reader = Reader(root, notes, f"kind `{kind.value}`", besides=("kind",))
+    return _read_as(kind.value, root, notes, readers)
+
+
+def _read_as(kind: str, root: Members, notes: Notes, readers: _Readers) -> AnyDocument | None:
     try:
-        return readers[kind.value](reader)
+        return readers[kind](Reader(root, notes, f"kind `{kind}`", besides=("kind",)))
     except Unread:
         return None
+
+
+def _likely_kind(root: Members, readers: _Readers) -> str:
+    """Name the kind as which the document has the fewest faults, or all where several have."""
+    faults: dict[int, list[str]] = {}
+    for kind in sorted(readers):
+        notes = Notes("", with_warnings=False)
+        _read_as(kind, root, notes, readers)
+        faults.setdefault(len(notes.findings), []).append(kind)
+    least = faults[min(faults)]
+    return f"did you mean `kind: {least[0]}`?" if len(least) == 1 else f"one of {', '.join(sorted(readers))}"

@@ -5,28 +5,17 @@ itself known: the reader of its kind ends, with every finding already made.
 """
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
 from kms.policy.documents import Allowlist
 from kms.policy.findings import Notes
 from kms.policy.nodes import Items, Members, Node, Scalar
-
-ANY: Final = "any"
+from kms.policy.parser import Parser, Schema, Unread, Wrong, allowlist_of, closest, list_of, nearest
 
 T = TypeVar("T")
 
-
-class Wrong(Exception):
-    """A value is wrong: one or more places, each with a sentence for the operator."""
-
-    def __init__(self, node: Node, message: str) -> None:
-        super().__init__(message)
-        self.complaints: list[tuple[Node, str]] = [(node, message)]
-
-
-class Unread(Exception):
-    """The document has a member that could not be read. The finding was made."""
+_NOTHING: Final = Members({}, 1, 1)
 
 
 class Slot(Generic[T]):
@@ -45,23 +34,20 @@ class Slot(Generic[T]):
         return self._values[0]
 
 
-def closest(word: str, known: Sequence[str]) -> str:
-    """Give a question that names the known word nearest to `word`, or all of them where none is near."""
-    near = get_close_matches(word.lower().replace("_", "-"), known, n=1, cutoff=0.6)
-    near = near or get_close_matches(word, known, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean `{near[0]}`?"
-    return f"known: {', '.join(known) or 'none'}"
-
-
 class Reader:
-    """Reads one mapping. `what` names it in messages; `end` refuses what nobody asked for."""
+    """Reads one mapping. `what` names it in messages; `end` refuses what nobody asked for.
+
+    All members are asked for before the first slot is opened, so that every finding is made, and so that
+    `schema_of` sees all of them.
+    """
 
     def __init__(self, node: Members, notes: Notes, what: str, *, besides: Sequence[str] = ()) -> None:
         self.node = node
         self.notes = notes
         self._what = what
-        self._known = list(besides)
+        self._besides = besides
+        self._schemas: dict[str, Schema | Callable[[], Schema]] = {}
+        self._missing: dict[str, str] = {}
 
     def has(self, name: str) -> bool:
         """Say whether the member was written."""
@@ -71,30 +57,46 @@ class Reader:
         """Give the member's value for its place, or the mapping where there is none."""
         return self.node.value(name) or self.node
 
-    def within(self, node: Node, what: str) -> "Reader":
-        """Give a reader of a mapping inside this one. Raises `Wrong` for anything else."""
-        if not isinstance(node, Members):
-            raise Wrong(node, f"{what} must be a mapping")
-        return Reader(node, self.notes, what)
+    def required(self, name: str, parser: Parser[T], *, why: str = "") -> Slot[T]:
+        """Read a member that must be there; `end` complains if it is not."""
+        self._schemas[name] = parser.schema
+        return self._required(name, parser.read, why)
 
-    def required(self, name: str, parse: Callable[[Node], T], *, why: str = "") -> Slot[T]:
-        """Read a member that must be there."""
-        self._known.append(name)
+    def optional(self, name: str, parser: Parser[T], default: T) -> Slot[T]:
+        """Read a member that may be left out; nothing written (`name:`) is not left out."""
+        self._schemas[name] = parser.schema
+        node = self.node.value(name)
+        return Slot(default) if node is None else self._read(node, parser.read)
+
+    def mapping(self, name: str, read: Callable[["Reader"], T], *, example: str) -> Slot[T]:
+        """Read a required mapping by a reader of its own."""
+        self._schemas[name] = lambda: schema_of(read)
+        return self._required(name, lambda node: read(self.within(node, name, example=example)), "")
+
+    def mapping_or(self, name: str, read: Callable[["Reader"], T], default: T, *, example: str) -> Slot[T]:
+        """Read a mapping that may be left out."""
+        if self.has(name):
+            return self.mapping(name, read, example=example)
+        self._schemas[name] = lambda: schema_of(read)
+        return Slot(default)
+
+    def within(self, node: Node, name: str, *, example: str) -> "Reader":
+        """Give a reader of a mapping inside this one. Raises `Wrong`, with an example, for anything else."""
+        if not isinstance(node, Members):
+            found = ", not a list" if isinstance(node, Items) else ""
+            raise Wrong(node, f"`{name}` must be a mapping{found}, as in `{name}: {example}`")
+        return Reader(node, self.notes, f"`{name}`")
+
+    def _required(self, name: str, read: Callable[[Node], T], why: str) -> Slot[T]:
         node = self.node.value(name)
         if node is None:
-            self.notes.error(self.node, f"`{name}` is missing from {self._what}{why and ': ' + why}")
+            self._missing[name] = why
             return Slot()
-        return self._parsed(node, parse)
+        return self._read(node, read)
 
-    def optional(self, name: str, parse: Callable[[Node], T], default: T) -> Slot[T]:
-        """Read a member that may be left out; nothing written (`name:`) is not left out."""
-        self._known.append(name)
-        node = self.node.value(name)
-        return Slot(default) if node is None else self._parsed(node, parse)
-
-    def _parsed(self, node: Node, parse: Callable[[Node], T]) -> Slot[T]:
+    def _read(self, node: Node, read: Callable[[Node], T]) -> Slot[T]:
         try:
-            return Slot(parse(node))
+            return Slot(read(node))
         except Wrong as wrong:
             for place, message in wrong.complaints:
                 self.notes.error(place, message)
@@ -102,34 +104,34 @@ class Reader:
             pass  # a mapping inside, which has made its own findings
         return Slot()
 
-    def listed(self, name: str, parse: Callable[[Node], T], *, empty: str = "") -> Slot[tuple[T, ...]]:
+    def listed(self, name: str, item: Parser[T], *, empty: str = "") -> Slot[tuple[T, ...]]:
         """Read a required list. `empty` is the warning that an empty one gets."""
-        return self.whole_list(name, list_of(parse, name), empty=empty)
-
-    def whole_list(self, name: str, parse: Callable[[Node], T], *, empty: str = "") -> Slot[T]:
-        """Read a required list by a parser of all of it."""
-        slot = self.required(name, parse)
-        self._warn_about_list(name, empty)
-        return slot
+        return self.whole_list(name, list_of(item, name), empty=empty)
 
     def listed_or(
-        self, name: str, parse: Callable[[Node], T], default: tuple[T, ...], *, empty: str = ""
+        self, name: str, item: Parser[T], default: tuple[T, ...], *, empty: str = ""
     ) -> Slot[tuple[T, ...]]:
         """Read a list that may be left out."""
-        slot = self.optional(name, list_of(parse, name), default)
+        return self.whole_list_or(name, list_of(item, name), default, empty=empty)
+
+    def whole_list(self, name: str, parser: Parser[T], *, empty: str = "") -> Slot[T]:
+        """Read a required list by a parser of all of it."""
         self._warn_about_list(name, empty)
-        return slot
+        return self.required(name, parser)
 
-    def allowlist(self, name: str, parse: Callable[[Node], T], *, empty: str) -> Slot[Allowlist[T]]:
+    def whole_list_or(self, name: str, parser: Parser[T], default: T, *, empty: str = "") -> Slot[T]:
+        """Read a list that may be left out by a parser of all of it."""
+        self._warn_about_list(name, empty)
+        return self.optional(name, parser, default)
+
+    def allowlist(self, name: str, item: Parser[T], *, empty: str) -> Slot[Allowlist[T]]:
         """Read a required list, or the word ``any``."""
-        return self.whole_list(name, _allowlist_of(parse, name), empty=empty)
+        return self.whole_list(name, allowlist_of(item, name), empty=empty)
 
-    def allowlist_or_any(self, name: str, parse: Callable[[Node], T], *, empty: str) -> Slot[Allowlist[T]]:
+    def allowlist_or_any(self, name: str, item: Parser[T], *, empty: str) -> Slot[Allowlist[T]]:
         """Read a list, or the word ``any``, which it also is when left out."""
-        if not self.has(name):
-            self._known.append(name)
-            return Slot(Allowlist(frozenset(), anything=True))
-        return self.allowlist(name, parse, empty=empty)
+        anything: Allowlist[T] = Allowlist(frozenset(), anything=True)
+        return self.whole_list_or(name, allowlist_of(item, name), anything, empty=empty)
 
     def _warn_about_list(self, name: str, empty: str) -> None:
         node = self.node.value(name) if self.notes.with_warnings else None
@@ -144,50 +146,45 @@ class Reader:
                     self.notes.warning(item, f"`{item.text}` is listed twice in `{name}`")
                 seen.add(item.value)
 
-    def end(self) -> None:
-        """Refuse members that nobody asked for (field lesson 25: ignored ones are rules that do nothing)."""
+    def refuse(self, name: str, why: str) -> None:
+        """Complain of a member that others of its sort have and this mapping must not."""
+        self._besides = (*self._besides, name)
+        if self.has(name):
+            self.notes.error(self.place(name), why)
+
+    def end(self) -> bool:
+        """Refuse members that nobody asked for (field lesson 25: ignored ones are rules that do nothing).
+
+        A missing member that one of them was meant for is not reported besides. Gives whether all are known.
+        """
+        known = True
         for name in self.node.names:
-            if name not in self._known:
-                unused = [known for known in self._known if not self.has(known)]
-                hint = closest(name, unused or self._known)
+            if name not in self._schemas and name not in self._besides:
+                known = False
+                unused = [each for each in self._schemas if not self.has(each)]
+                self._missing.pop(nearest(name, unused) or "", None)
+                hint = closest(name, unused or list(self._schemas))
                 self.notes.error(self.node.members[name].key, f"{self._what} has no `{name}`: {hint}")
+        for name, why in self._missing.items():
+            self.notes.error(self.node, f"`{name}` is missing from {self._what}{why and ': ' + why}")
+        return known
+
+    def schema(self) -> Schema:
+        """Give the JSON Schema of what was asked for. Of an empty mapping: what is missing is required."""
+        properties = {
+            name: schema() if callable(schema) else schema for name, schema in self._schemas.items()
+        }
+        return {
+            "type": "object",
+            "properties": {**properties},
+            "required": [*self._missing],
+            "additionalProperties": False,
+        }
 
 
-def _allowlist_of(parse: Callable[[Node], T], name: str) -> Callable[[Node], Allowlist[T]]:
-    parse_list = list_of(parse, name)
-
-    def parse_allowlist(node: Node) -> Allowlist[T]:
-        if isinstance(node, Scalar) and node.value == ANY:
-            return Allowlist(frozenset(), anything=True)
-        return Allowlist(frozenset(parse_list(node)))
-
-    return parse_allowlist
-
-
-def list_of(parse: Callable[[Node], T], name: str) -> Callable[[Node], tuple[T, ...]]:
-    """Make a parser of lists from one of items; it complains about every item that is wrong."""
-
-    def parse_list(node: Node) -> tuple[T, ...]:
-        if not isinstance(node, Items):
-            if isinstance(node, Scalar) and node.value == ANY:
-                raise Wrong(node, f"`any` is not legal for `{name}`: list what is allowed")
-            raise Wrong(node, f"`{name}` must be a list, as in `{name}: [...]`")
-        values: list[T] = []
-        wrong: Wrong | None = None
-        for item in node.items:
-            try:
-                if isinstance(item, Scalar) and item.value == ANY:
-                    raise Wrong(
-                        item, f"`any` is not an item: where it is legal it replaces the list `{name}`"
-                    )
-                values.append(parse(item))
-            except Wrong as error:
-                if wrong is None:
-                    wrong = error
-                else:
-                    wrong.complaints += error.complaints
-        if wrong is not None:
-            raise wrong
-        return tuple(values)
-
-    return parse_list
+def schema_of(read: Callable[[Reader], object]) -> Schema:
+    """Give the JSON Schema of what a reader accepts, by having it read nothing."""
+    reader = Reader(_NOTHING, Notes("", with_warnings=False), "")
+    with suppress(Unread):
+        read(reader)
+    return reader.schema()

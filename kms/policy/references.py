@@ -19,7 +19,7 @@ from kms.policy.documents import (
 )
 from kms.policy.findings import Finding, Notes
 from kms.policy.nodes import Items, Members, Node, Scalar, Source
-from kms.policy.reader import closest
+from kms.policy.parser import closest
 from kms.snp.flags import Signer
 
 
@@ -55,9 +55,14 @@ class Read:
         return self.place(member)
 
 
-def check_references(read: Sequence[Read], *, now: datetime | None, warn: bool = True) -> Iterator[Finding]:
-    """Find duplicates and references to nothing; warn of what is revoked, expired or can never match."""
-    names = _names(read)
+def check_references(
+    read: Sequence[Read], *, now: datetime | None, warn: bool = True, whole: bool = True
+) -> Iterator[Finding]:
+    """Find duplicates and references to nothing; warn of what is revoked, expired or can never match.
+
+    Not `whole`: documents are missing that could not be read, so of references nothing is said.
+    """
+    names = _Names(read, whole=whole)
     notebooks = [Notes(each.file, with_warnings=warn) for each in read]
     _unique(read, notebooks)
     revoked = [each.document for each in read if isinstance(each.document, RevokedDocument)]
@@ -74,7 +79,7 @@ def check_references(read: Sequence[Read], *, now: datetime | None, warn: bool =
                 _warn_of_nobody(each, document, images, guests.get(document.guest), notes)
         if isinstance(document, RevokedDocument):
             for name in sorted(document.images):
-                _resolve(each, "images", name, names["image"], notes, advice=_REVOKE_BY_HASH)
+                names.resolve(each, "images", name, "image", notes, advice=_REVOKE_BY_HASH)
         if document is not None and now is not None and document.expired(now):
             notes.warning(each.place("expires_at"), "expired: it denies whatever relies on it")
     for notes in notebooks:
@@ -85,14 +90,39 @@ _REVOKE_BY_HASH: Final = "an os_image_hash stays revoked when its document is go
 _KINDS: Final = ("app", "image", "tcb", "guest", "chips", "revoked")
 
 
-def _names(read: Iterable[Read]) -> dict[str, set[str]]:
-    names: dict[str, set[str]] = {kind: set() for kind in _KINDS}
-    for each in read:
-        kind, name = each.words.get("kind"), each.words.get("name")
-        if kind in names and name is not None:
-            names[kind].add(name)
-    names["guest"].add(STRICT)
-    return names
+class _Names:
+    """The names of all documents, by kind.
+
+    What could not be read may have any name, so that one mistake is one finding: a document without `name`
+    any of its kind, and one without a known `kind` its name in every kind.
+    """
+
+    def __init__(self, read: Iterable[Read], *, whole: bool) -> None:
+        self._names: dict[str, set[str]] = {kind: set() for kind in _KINDS}
+        self._unknown = set() if whole else set(_KINDS)
+        for each in read:
+            kind, name = each.words.get("kind"), each.words.get("name")
+            for among in _KINDS if kind not in _KINDS else (kind,):
+                if name is None:
+                    self._unknown.add(among)
+                else:
+                    self._names[among].add(name)
+        self._names["guest"].add(STRICT)
+
+    def resolve(
+        self, each: Read, member: str, name: str, kind: str, notes: Notes, *, advice: str = ""
+    ) -> None:
+        """Complain of a name that no document of the kind has."""
+        if name in self._names[kind] or kind in self._unknown:
+            return
+        others = [f"`{other}`" for other in _KINDS if name in self._names[other]]
+        hint = closest(name, sorted(self._names[kind]))
+        if others:
+            hint = f"that is a document of kind {' and '.join(others)}"
+        notes.error(
+            each.item(member, name),
+            f"no document of kind `{kind}` is named `{name}`: {hint}{advice and '; ' + advice}",
+        )
 
 
 def _unique(read: Iterable[Read], notebooks: Iterable[Notes]) -> None:
@@ -111,20 +141,13 @@ def _unique(read: Iterable[Read], notebooks: Iterable[Notes]) -> None:
                 )
 
 
-def _resolve(each: Read, member: str, name: str, names: set[str], notes: Notes, *, advice: str = "") -> None:
-    if name not in names:
-        node = each.item(member, name)
-        hint = closest(name, sorted(names))
-        notes.error(node, f"no document is named `{name}`: {hint}{advice and '; ' + advice}")
-
-
-def _resolve_app(each: Read, app: AppDocument, names: dict[str, set[str]], notes: Notes) -> None:
-    _resolve(each, "tcb", app.tcb, names["tcb"], notes)
-    _resolve(each, "guest", app.guest, names["guest"], notes)
+def _resolve_app(each: Read, app: AppDocument, names: _Names, notes: Notes) -> None:
+    names.resolve(each, "tcb", app.tcb, "tcb", notes)
+    names.resolve(each, "guest", app.guest, "guest", notes)
     for name in sorted(app.images):
-        _resolve(each, "images", name, names["image"], notes)
+        names.resolve(each, "images", name, "image", notes)
     for name in sorted(app.chip_sets):
-        _resolve(each, "chips", name, names["chips"], notes)
+        names.resolve(each, "chips", name, "chips", notes)
 
 
 def _warn_of_revoked(each: Read, app: AppDocument, revoked: Iterable[RevokedDocument], notes: Notes) -> None:

@@ -2,13 +2,13 @@
 
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final, TypeAlias
+from typing import Final, TypeVar
 
 from kms.identifiers import Measurement, OsImageHash
 from kms.measurement.errors import MeasurementError
 from kms.measurement.guest_features import SNP_ACTIVE, acceptable_features
 from kms.measurement.images import Binding, Image
-from kms.measurement.launch import LaunchDescription, os_image_hash
+from kms.measurement.launch import LaunchDescription
 from kms.measurement.snp import MAX_VCPUS
 from kms.measurement.vcpu_types import VCPU_TYPES
 from kms.policy import values
@@ -16,15 +16,13 @@ from kms.policy.app_reader import HeaderSlots, app_id, compose_hash, name_or
 from kms.policy.app_reader import os_image_hash as image_hash
 from kms.policy.chip_set import ChipSet
 from kms.policy.documents import ChipsDocument, ImageDocument, RevokedDocument
-from kms.policy.nodes import Items, Members, Node, to_json
-from kms.policy.reader import Reader, Unread, Wrong, closest, list_of
+from kms.policy.launch_reader import launch
+from kms.policy.nodes import Items, Node
+from kms.policy.parser import Parser, Unread, Wrong, list_of
+from kms.policy.reader import Reader
 from kms.snp.product import Product
 
-_Launch: TypeAlias = tuple[LaunchDescription, OsImageHash]
-_LAUNCH_MEMBERS: Final = ("vmm", "firmware", "kernel", "initrd", "cmdline")
-_FIRMWARE_MEMBERS: Final = ("digest", "reset_eip", "hashes_table_gpa", "sections")
-_measurement: Final = values.hex_of(Measurement, "a measurement")
-_chip_list: Final = list_of(values.chip_id, "chips")
+T = TypeVar("T")
 
 
 def read_image(reader: Reader) -> ImageDocument:
@@ -34,16 +32,14 @@ def read_image(reader: Reader) -> ImageDocument:
     """
     header = HeaderSlots(reader)
     expires_at = reader.optional("expires_at", values.time, None)
-    launch = reader.required("launch", _launch)
+    block = reader.required("launch", launch(reader))
     stated = reader.required("os_image_hash", image_hash)
-    enforces = reader.listed(
-        "enforces", values.one_of(Binding, "a binding"), empty="no app is bound on it, so it gets no keys"
-    )
-    vcpu_types = reader.listed_or("vcpu_types", _vcpu_type, tuple(VCPU_TYPES))
-    vcpus = reader.optional("vcpus", lambda node: _vcpus(node, reader), (1, MAX_VCPUS))
-    features = reader.listed_or("guest_features", _features, (SNP_ACTIVE,))
+    enforces = reader.listed("enforces", _binding, empty="no app is bound on it, so it gets no keys")
+    vcpu_types = reader.whole_list_or("vcpu_types", _vcpu_types, tuple(VCPU_TYPES))
+    vcpus = reader.mapping_or("vcpus", _vcpus, (1, MAX_VCPUS), example="{min: 1, max: 8}")
+    features = reader.whole_list_or("guest_features", _feature_sets, (SNP_ACTIVE,))
     reader.end()
-    description, computed = launch.value
+    description, computed = block.value
     if stated.value != computed:
         reader.notes.error(
             reader.place("os_image_hash"),
@@ -77,7 +73,7 @@ def _image(
     vcpus: tuple[int, int],
     features: tuple[int, ...],
 ) -> Image:
-    """Make the image, enforcing nothing yet, so that its complaint is about its machines."""
+    """Make the image, enforcing nothing yet, so that its complaint is not of what it enforces."""
     try:
         return Image(
             name=name,
@@ -90,68 +86,44 @@ def _image(
             guest_features=features,
         )
     except MeasurementError as error:
-        reader.notes.error(reader.place("guest_features" if vcpu_types else "vcpu_types"), error.detail)
+        # The lists of types and counts were checked; what is left is too many sets of features.
+        reader.notes.error(reader.place("guest_features"), error.detail)
         raise Unread from None
 
 
-def _launch(node: Node) -> _Launch:
-    if not isinstance(node, Members):
-        raise Wrong(node, "`launch` is a mapping: `kms image describe` writes it")
-    _refuse_unknown(node)
-    value = to_json(node)
-    try:
-        return LaunchDescription.parse(value), os_image_hash(value)
-    except MeasurementError as error:
-        raise Wrong(_place_of(node, error.detail), error.detail) from None
-
-
-def _refuse_unknown(launch: Members) -> None:
-    """Name what the launch block does not have, which the measurement's own parser only counts."""
-    parts: list[tuple[Node | None, tuple[str, ...]]] = [
-        (launch, _LAUNCH_MEMBERS),
-        (launch.value("firmware"), _FIRMWARE_MEMBERS),
-    ]
-    for part, known in parts:
-        if not isinstance(part, Members):
-            continue
-        for name in part.names:
-            if name not in known:
-                key = part.members[name].key
-                raise Wrong(key, f"`launch` has no `{name}` here: {closest(name, known)}")
-
-
-def _place_of(launch: Members, detail: str) -> Node:
-    """Find the member of the launch block that a complaint quotes first."""
-    parts = detail.split("`")
-    quoted = parts[1] if len(parts) > 2 else ""
-    firmware = launch.value("firmware")
-    if isinstance(firmware, Members) and (found := firmware.value(quoted)) is not None:
-        return found
-    return launch.value(quoted) or launch
-
-
-def _vcpu_type(node: Node) -> str:
-    text = values.text(node)
-    if text not in VCPU_TYPES:
-        raise Wrong(node, f"`{text}` is not a vCPU type of QEMU: {closest(text, list(VCPU_TYPES))}")
-    return text
-
-
-def _vcpus(node: Node, parent: Reader) -> tuple[int, int]:
-    reader = parent.within(node, "`vcpus`")
-    count = values.integer(1, MAX_VCPUS)
-    least, most = reader.required("min", count), reader.required("max", count)
+def _vcpus(reader: Reader) -> tuple[int, int]:
+    least, most = reader.required("min", _count), reader.required("max", _count)
     reader.end()
     if least.value > most.value:
         raise Wrong(reader.place("max"), f"`max` is below `min`, {least.value}")
     return least.value, most.value
 
 
-def _features(node: Node) -> int:
+def _read_features(node: Node) -> int:
     try:
-        return acceptable_features(values.mask(node))
+        return acceptable_features(values.mask.read(node))
     except MeasurementError as error:
         raise Wrong(node, error.detail) from None
+
+
+def _not_empty(items: Parser[tuple[T, ...]], what: str) -> Parser[tuple[T, ...]]:
+    """Make a parser of lists that no image can be without."""
+
+    def read(node: Node) -> tuple[T, ...]:
+        listed = items.read(node)
+        if not listed:
+            raise Wrong(node, f"an image needs at least one {what}; left out, the list has a default")
+        return listed
+
+    return Parser(read, {**items.schema, "minItems": 1})
+
+
+_binding: Final = values.one_of(Binding, "a binding")
+_count: Final = values.integer(1, MAX_VCPUS, "a number of vCPUs")
+_vcpu_type: Final = values.word({name: name for name in VCPU_TYPES}, "a vCPU type of QEMU")
+_vcpu_types: Final = _not_empty(list_of(_vcpu_type, "vcpu_types"), "vCPU type")
+_features: Final = Parser(_read_features, values.mask.schema)
+_feature_sets: Final = _not_empty(list_of(_features, "guest_features"), "set of guest features")
 
 
 def read_chips(reader: Reader) -> ChipsDocument:
@@ -163,26 +135,30 @@ def read_chips(reader: Reader) -> ChipsDocument:
     return ChipsDocument(**header.values, expires_at=expires_at.value, chips=chips.value)
 
 
-def _chips(node: Node) -> ChipSet:
+def _read_chips(node: Node) -> ChipSet:
     """Read all at once where all are right; else one by one, to say which is wrong."""
     texts = node.texts() if isinstance(node, Items) else None
     if texts is not None:
         with suppress(ValueError):
             return ChipSet.from_hex(texts)
-    return ChipSet(_chip_list(node))
+    return ChipSet(_chip_list.read(node))
+
+
+_chip_list: Final = list_of(values.chip_id, "chips")
+_chips: Final = Parser(_read_chips, _chip_list.schema)
 
 
 def read_revoked(reader: Reader) -> RevokedDocument:
     """Read revocations. Raises `Unread` after its findings were made."""
     header = HeaderSlots(reader)
     # A revocation that ends by the clock would let back in what nobody cleared.
-    reader.optional("expires_at", _no_expiry, None)
+    reader.refuse("expires_at", "a revocation does not expire: a new revision without it ends it")
     chips = reader.listed_or("chips", values.chip_id, ())
     measurements = reader.listed_or("measurements", _measurement, ())
-    images = reader.listed_or("images", name_or(image_hash), ())
+    images = reader.listed_or("images", _revoked_image, ())
     apps = reader.listed_or("apps", app_id, ())
     compose = reader.listed_or("compose", compose_hash, ())
-    products = reader.listed_or("products", values.one_of(Product, "a product"), ())
+    products = reader.listed_or("products", _product, ())
     reader.end()
     listed = images.value
     return RevokedDocument(
@@ -197,5 +173,6 @@ def read_revoked(reader: Reader) -> RevokedDocument:
     )
 
 
-def _no_expiry(node: Node) -> None:
-    raise Wrong(node, "a revocation does not expire: a new revision without it ends it")
+_measurement: Final = values.hex_of(Measurement, "a measurement")
+_product: Final = values.one_of(Product, "a product")
+_revoked_image: Final = name_or(image_hash)

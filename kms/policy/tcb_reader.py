@@ -1,21 +1,22 @@
 """Reads `kind: tcb`: the products, firmware and platform configuration that are good enough."""
 
 import re
-from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeAlias
 
 from kms.policy import values
 from kms.policy.app_reader import HeaderSlots
 from kms.policy.documents import Levels, TcbDocument, TcbKind
-from kms.policy.nodes import Members, Node
-from kms.policy.reader import Reader, Slot, Wrong, closest
+from kms.policy.nodes import Items, Members, Node
+from kms.policy.parser import Parser, Schema, Wrong, closest, list_of
+from kms.policy.reader import Reader, Slot, schema_of
 from kms.snp.flags import PLATFORM_BITS
 from kms.snp.product import Cpuid, Product, product_of
 from kms.snp.tcb import component_names
 
 _MODEL: Final = re.compile(r"0x[0-9a-f]{2}")
 _FAMILIES: Final = (0x19, 0x1A)  # Zen 3 and 4, Zen 5: kms.snp.product
-_LEVEL: Final = values.integer(0, 255)  # one byte of TCB_VERSION
+_LEVEL: Final = values.integer(0, 255, "a level")  # one byte of TCB_VERSION
 _GENOAS: Final = frozenset({"bergamo", "siena"})  # the same ARK, model 0xa0
 _YES_NO: Final = {"forbid": False, "allow": True}
 
@@ -27,22 +28,13 @@ def read_tcb(reader: Reader) -> TcbDocument:
     """Read minimum firmware. Raises `Unread` after its findings were made."""
     header = HeaderSlots(reader)
     expires_at = reader.optional("expires_at", values.time, None)
-    products = reader.required("products", lambda node: _products(node, reader))
-    check = reader.listed_or(
-        "check", values.one_of(TcbKind, "a TCB version"), (TcbKind.REPORTED, TcbKind.COMMITTED)
-    )
-    provisional = reader.optional(
-        "provisional_firmware", values.choice(_YES_NO, "`provisional_firmware`"), False
-    )
+    products = reader.required("products", Parser(lambda node: _products(node, reader), _PRODUCTS))
+    check = reader.whole_list_or("check", _check, (TcbKind.REPORTED, TcbKind.COMMITTED))
+    provisional = reader.optional("provisional_firmware", _provisional, False)
     no_bits: _PlatformBits = ((), ())
-    platform = reader.optional("platform", lambda node: _platform(node, reader), no_bits)
-    mitigations = reader.optional("mitigations", lambda node: _mitigations(node, reader), (0, 0))
+    platform = reader.mapping_or("platform", _platform, no_bits, example="{require: [alias-check-complete]}")
+    mitigations = reader.mapping_or("mitigations", _mitigations, (0, 0), example='{current: "0x1"}')
     reader.end()
-    if TcbKind.REPORTED not in check.value:
-        # Only the reported TCB is bound to the endorsement key: the others are the host's word.
-        reader.notes.error(
-            reader.place("check"), "`check` must contain `reported`, which the endorsement key proves"
-        )
     entries = products.value
     return TcbDocument(
         **header.values,
@@ -60,9 +52,23 @@ def read_tcb(reader: Reader) -> TcbDocument:
     )
 
 
+def _read_check(node: Node) -> tuple[TcbKind, ...]:
+    kinds = _kinds.read(node)
+    if TcbKind.REPORTED not in kinds:
+        # Only the reported TCB is bound to the endorsement key: the others are the host's word.
+        raise Wrong(node, "`check` must contain `reported`, which the endorsement key proves")
+    return kinds
+
+
+_kinds: Final = list_of(values.one_of(TcbKind, "a TCB version"), "check")
+_check: Final = Parser(_read_check, {**_kinds.schema, "contains": {"const": TcbKind.REPORTED.value}})
+_provisional: Final = values.choice(_YES_NO, "`provisional_firmware`")
+
+
 def _products(node: Node, parent: Reader) -> dict[ProductEntry, Levels]:
     if not isinstance(node, Members):
-        raise Wrong(node, "`products` is a mapping from product to levels")
+        found = ", without `-`" if isinstance(node, Items) else ""
+        raise Wrong(node, f"`products` is a mapping from product to levels{found}: {_EXAMPLE}")
     if not node.members:
         parent.notes.warning(node, "`products` is empty: it allows nobody")
     entries = Reader(node, parent.notes, "`products`")
@@ -76,7 +82,8 @@ def _products(node: Node, parent: Reader) -> dict[ProductEntry, Levels]:
             if wrong is not error:
                 wrong.complaints += error.complaints
             continue
-        slots[product, model] = entries.required(name, _levels_of(product, entries))
+        example = f"{{{', '.join(f'{each}: 0' for each in component_names(product))}}}"
+        slots[product, model] = entries.mapping(name, partial(_levels, product), example=example)
     if wrong is not None:
         raise wrong
     return {entry: slot.value for entry, slot in slots.items()}
@@ -84,7 +91,7 @@ def _products(node: Node, parent: Reader) -> dict[ProductEntry, Levels]:
 
 def _product_entry(key: Node) -> ProductEntry:
     """Read ``genoa`` or ``genoa/0xa0``: a product line, or one exact CPU model of it."""
-    text = values.text(key)
+    text = values.read_text(key)
     line, slash, model_text = text.partition("/")
     names = [product.value for product in Product]
     if line not in names:
@@ -101,40 +108,52 @@ def _product_entry(key: Node) -> ProductEntry:
     return product, model
 
 
-def _levels_of(product: Product, parent: Reader) -> Callable[[Node], Levels]:
-    def parse(node: Node) -> Levels:
-        """Read every component: one left out would be one that any level satisfies."""
-        reader = parent.within(node, f"`{product}`")
-        slots = {
-            name: reader.required(name, _LEVEL, why="write 0 where any level will do")
-            for name in component_names(product)
-        }
-        reader.end()
-        return {name: slot.value for name, slot in slots.items()}
-
-    return parse
+def _levels(product: Product, reader: Reader) -> Levels:
+    """Read every component: one left out would be one that any level satisfies."""
+    slots = {
+        name: reader.required(name, _LEVEL, why="write 0 where any level will do")
+        for name in component_names(product)
+    }
+    reader.end()
+    return {name: slot.value for name, slot in slots.items()}
 
 
-def _platform_bit(node: Node) -> str:
-    text = values.text(node)
-    if text not in PLATFORM_BITS:
-        raise Wrong(node, f"`{text}` is not a bit of PLATFORM_INFO: {closest(text, list(PLATFORM_BITS))}")
-    return text
+_EXAMPLE: Final = "milan: {bootloader: 4, tee: 0, snp: 24, microcode: 219}"
 
 
-def _platform(node: Node, parent: Reader) -> _PlatformBits:
-    reader = parent.within(node, "`platform`")
+def _products_schema() -> Schema:
+    levels = {product: schema_of(partial(_levels, product)) for product in Product}
+    models = {
+        product: "|".join(
+            f"{model:#04x}"
+            for model in range(256)
+            if any(product_of(Cpuid(family, model, 0)) is product for family in _FAMILIES)
+        )
+        for product in Product
+    }
+    return {
+        "type": "object",
+        "properties": {product.value: levels[product] for product in Product},
+        "patternProperties": {f"^{product}/(?:{models[product]})$": levels[product] for product in Product},
+        "additionalProperties": False,
+    }
+
+
+_PRODUCTS: Final = _products_schema()
+_platform_bit: Final = values.word({name: name for name in PLATFORM_BITS}, "a bit of PLATFORM_INFO")
+
+
+def _platform(reader: Reader) -> _PlatformBits:
     require = reader.listed_or("require", _platform_bit, ())
     forbid = reader.listed_or("forbid", _platform_bit, ())
     reader.end()
     both = sorted(set(require.value) & set(forbid.value))
     if both:
-        raise Wrong(node, f"{', '.join(both)} is both required and forbidden: no platform is")
+        raise Wrong(reader.node, f"{', '.join(both)} is both required and forbidden: no platform is")
     return require.value, forbid.value
 
 
-def _mitigations(node: Node, parent: Reader) -> tuple[int, int]:
-    reader = parent.within(node, "`mitigations`")
+def _mitigations(reader: Reader) -> tuple[int, int]:
     launch = reader.optional("launch", values.mask, 0)
     current = reader.optional("current", values.mask, 0)
     reader.end()

@@ -5,8 +5,8 @@ and follow aliases, so that a reviewer and the server could read one file differ
 is a finding.
 """
 
+import codecs
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +15,7 @@ import yaml
 from kms.policy.findings import Finding, Notes, in_order
 from kms.policy.nodes import Items, Member, Members, Node, Scalar, Source
 from kms.policy.yaml_scalars import AmbiguousScalar, resolve
+from kms.policy.yaml_syntax import complaint_of
 
 MAX_DEPTH: Final = 16  # the deepest document of the protocol has 5 levels
 MAX_FILE_BYTES: Final = 32 << 20  # 100 000 chip ids are 13 MiB
@@ -28,13 +29,23 @@ class _Place:
 
 
 _START: Final = _Place(1, 1)
+_NOTHING: Final = Scalar(None, "", 1, 1)
 
 
 class _Stop(Exception):
     """The rest of this file cannot be read; the finding was made."""
 
 
-def parse_documents(files: Mapping[str, bytes]) -> tuple[tuple[Source, ...], tuple[Finding, ...]]:
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What was read. Not `whole`: of some file the rest could not be read, so documents are missing."""
+
+    sources: tuple[Source, ...]
+    findings: tuple[Finding, ...]
+    whole: bool
+
+
+def parse_documents(files: Mapping[str, bytes]) -> Parsed:
     """Parse files (name to contents) into documents, in the order of names; empty documents are left out.
 
     It never raises: what cannot be read is a finding. A file with a syntax error gives the documents before
@@ -42,12 +53,15 @@ def parse_documents(files: Mapping[str, bytes]) -> tuple[tuple[Source, ...], tup
     """
     sources: list[Source] = []
     findings: list[Finding] = []
+    whole = True
     for name in sorted(files):
         notes = Notes(name)
-        with suppress(_Stop):
+        try:
             sources.extend(_documents(name, files[name], notes))
+        except _Stop:
+            whole = False
         findings.extend(notes.findings)
-    return tuple(sources), in_order(findings)
+    return Parsed(tuple(sources), in_order(findings), whole)
 
 
 def _documents(name: str, data: bytes, notes: Notes) -> Iterator[Source]:
@@ -65,8 +79,12 @@ def _decode(data: bytes, notes: Notes) -> str:
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        before = data[: error.start]
-        notes.error(_Place(before.count(b"\n") + 1, 1), "the file is not UTF-8 from this line on")
+        before = data[: error.start].decode("utf-8")
+        place = _Place(before.count("\n") + 1, len(before) - before.rfind("\n"))
+        utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        notes.error(
+            place, f"the file is not UTF-8 from here on: {'it is UTF-16' if utf_16 else 'save it as UTF-8'}"
+        )
         raise _Stop from None
 
 
@@ -76,6 +94,7 @@ class _Open:
 
     place: _Place
     is_mapping: bool
+    is_document: bool
     items: list[Node] = field(default_factory=list)
     members: dict[str, Member] = field(default_factory=dict)
     key: Scalar | None = None
@@ -85,9 +104,9 @@ class _Open:
 def _trees(text: str, notes: Notes) -> Iterator[Node]:
     """Build one tree for each YAML document, without recursion: the depth is the sender's choice."""
     stack: list[_Open] = []
+    node: Node = _NOTHING
     try:
         for event in yaml.parse(text, Loader=_LOADER):
-            node: Node
             if isinstance(event, yaml.ScalarEvent):  # most of them, in a large policy
                 node = _scalar(event, notes)
             elif isinstance(event, yaml.CollectionEndEvent):
@@ -97,7 +116,12 @@ def _trees(text: str, notes: Notes) -> Iterator[Node]:
                 if len(stack) == MAX_DEPTH:
                     notes.error(_place(event), f"nested more than {MAX_DEPTH} levels deep")
                     raise _Stop
-                stack.append(_Open(_place(event), isinstance(event, yaml.MappingStartEvent)))
+                is_mapping = isinstance(event, yaml.MappingStartEvent)
+                stack.append(_Open(_place(event), is_mapping, is_document=not stack))
+                continue
+            elif isinstance(event, yaml.DocumentEndEvent):
+                # Not at the end of its node: the parser may find that the document does not end there.
+                yield node
                 continue
             elif isinstance(event, yaml.DocumentStartEvent):
                 _refuse_directives(event, notes)
@@ -110,17 +134,9 @@ def _trees(text: str, notes: Notes) -> Iterator[Node]:
                 continue
             if stack:
                 _put(stack[-1], node, notes)
-            else:
-                yield node
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = _START if mark is None else _Place(mark.line + 1, mark.column + 1)
-        what = ", ".join(part for part in (error.context, error.problem) if part)
-        notes.error(place, f"not YAML: {what}")
-        raise _Stop from None
-    except yaml.YAMLError:
-        # The reader's complaint about a character that YAML does not allow; it knows no line.
-        notes.error(_START, "not YAML: a character that YAML does not allow")
+    except yaml.YAMLError as error:
+        complaint = complaint_of(error, text)
+        notes.error(complaint, complaint.message)
         raise _Stop from None
 
 
@@ -145,8 +161,12 @@ def _key(parent: _Open, node: Node, notes: Notes) -> Scalar | None:
         notes.error(node, f"the key `{node.text}` is not text to YAML: quote it")
         return None
     if node.text in parent.members:
-        first = parent.members[node.text].key.line
-        notes.error(node, f"`{node.text}` is already given at line {first}")
+        again = f"`{node.text}` is already given at line {parent.members[node.text].key.line}"
+        if parent.is_document and node.text == "kind":
+            # What follows would be taken for members of the document before it, each a finding.
+            notes.error(node, f"{again}: the line `---` is missing before the next document")
+            raise _Stop
+        notes.error(node, again)
         return None
     return node
 
@@ -163,18 +183,16 @@ def _scalar(event: yaml.ScalarEvent, notes: Notes) -> Scalar:
         _refuse_decoration(event, notes)
     mark, text = event.start_mark, event.value
     line, column = (1, 1) if mark is None else (mark.line + 1, mark.column + 1)
-    scalar = Scalar(text, text, line, column)
     if not text.isascii() and not _has_utf_8(text):
-        notes.fault(scalar, "a lone surrogate: it has no UTF-8 form")
-        return scalar._replace(value="", text="")
+        notes.fault(_Place(line, column), "a lone surrogate: it has no UTF-8 form")
+        return Scalar("", "", line, column)
     if event.style:  # quoted or block: a string, whatever it looks like
-        return scalar
+        return Scalar(text, text, line, column)
     try:
-        value = resolve(text)
+        return Scalar(resolve(text), text, line, column)
     except AmbiguousScalar as error:
-        notes.fault(scalar, str(error))
-        return scalar
-    return scalar if value is text else scalar._replace(value=value)
+        notes.fault(_Place(line, column), str(error))
+        return Scalar(text, text, line, column)
 
 
 def _has_utf_8(text: str) -> bool:

@@ -18,6 +18,7 @@ _OCTAL: Final = re.compile(r"0o[0-7]+")
 _HEXADECIMAL: Final = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _NOT_FINITE: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_NUMBER: Final = re.compile("|".join(each.pattern for each in (_OCTAL, _HEXADECIMAL, _FLOAT, _NOT_FINITE)))
 
 _MAX_EXACT_INTEGER: Final = 2**53 - 1  # RFC 7493 (I-JSON) section 2.2: the revision is JSON
 _MAX_DIGITS: Final = 18
@@ -41,8 +42,8 @@ def resolve(text: str) -> ScalarValue:
     if text in _FALSE:
         return False
     first = text[0]
-    if not (first.isdigit() or first in "+-."):
-        return text  # most scalars: names and words
+    if not (first.isdigit() or first in "+-.") or not _NUMBER.fullmatch(text):
+        return text  # most scalars: names, words and digests
     if _DECIMAL.fullmatch(text):
         return _decimal(text)
     if _OCTAL.fullmatch(text):
@@ -51,12 +52,10 @@ def resolve(text: str) -> ScalarValue:
         return _bounded(text, text[2:], 16)
     if _NOT_FINITE.fullmatch(text):
         raise AmbiguousScalar(f"`{text}` is no number that a policy can hold: quote it if it is text")
-    if _FLOAT.fullmatch(text):
-        value = float(text)
-        if value in {float("inf"), float("-inf")}:
-            raise AmbiguousScalar(f"YAML reads `{text}` as a number without end: quote it")
-        return value
-    return text
+    value = float(text)
+    if value in {float("inf"), float("-inf")}:
+        raise AmbiguousScalar(f"YAML reads `{text}` as a number without end: quote it")
+    return value
 
 
 def _decimal(text: str) -> int:

@@ -17,7 +17,7 @@ VALID_FOLDER = POLICIES / "valid"
 def test_a_clean_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["policy", "lint", str(VALID_FOLDER)]) == 0
     out = capsys.readouterr().out
-    assert "6 document(s) in 2 file(s): 0 error(s), 0 warning(s)" in out
+    assert "6 document(s) in 2 file(s): 0 error(s)" in out
     assert "revision sha256:" in out
 
 

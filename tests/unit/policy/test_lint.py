@@ -1,61 +1,12 @@
-"""Broken policies as data: each file says at its head what lint must find, all of it and nothing else."""
+"""Rules of lint that hold for every kind and member. One mistake after the other: tests/golden/policies."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-from kms.packaged import load_advisories
-from kms.policy.findings import PolicyInvalid, Severity
+from kms.policy.findings import Severity
 from kms.policy.lint import lint
-from kms.policy.revision import Revision
-from tests.unit.policy.samples import ADVISORIES, NOW, POLICIES, VALID
-
-BROKEN = sorted((POLICIES / "broken").glob("*.yaml"))
-EXPECTED = re.compile(r"# expect (?:(\S+):)?(\d+):(\d+) (error|warning): (.+)")
-
-
-def expectations(path: Path) -> list[tuple[str, int, int, str, str]]:
-    head = [line for line in path.read_text().splitlines() if line.startswith("# expect")]
-    found = [EXPECTED.fullmatch(line) for line in head]
-    return [
-        (match[1] or path.name, int(match[2]), int(match[3]), match[4], match[5]) for match in found if match
-    ]
-
-
-def test_there_are_enough_broken_policies() -> None:
-    assert len(BROKEN) >= 30
-
-
-def test_the_valid_policy_has_no_findings() -> None:
-    result = lint(VALID, development=False, now=NOW, advisories=load_advisories())
-    assert result.findings == ()
-    assert len(result.documents) == 6
-
-
-@pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
-def test_finds_all_of_it(path: Path) -> None:
-    expected = expectations(path)
-    assert expected, "a broken policy says what is wrong with it"
-    files = VALID | {path.name: path.read_bytes()}
-    result = lint(files, development=False, now=NOW, advisories=ADVISORIES)
-    found = [
-        (each.file, each.line, each.column, each.severity.value, each.message) for each in result.findings
-    ]
-    assert [each[:4] for each in found] == [each[:4] for each in expected]
-    for (*_, message), (*_, wanted) in zip(found, expected, strict=True):
-        assert message.startswith(wanted)
-
-
-@pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
-def test_errors_keep_a_policy_out_of_force_and_warnings_do_not(path: Path) -> None:
-    files = VALID | {path.name: path.read_bytes()}
-    if any(severity == Severity.ERROR for *_, severity, _ in expectations(path)):
-        with pytest.raises(PolicyInvalid) as caught:
-            Revision.from_files(files, development=False)
-        assert caught.value.findings
-    else:
-        assert Revision.from_files(files, development=False).documents
+from tests.unit.policy.samples import VALID
 
 
 def test_debug_is_accepted_in_development_mode() -> None:

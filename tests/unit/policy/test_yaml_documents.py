@@ -11,15 +11,15 @@ from kms.strict_json import JsonValue
 
 
 def parsed(text: str) -> JsonValue:
-    sources, findings = parse_documents({"a.yaml": text.encode()})
-    assert findings == ()
-    (source,) = sources
+    found = parse_documents({"a.yaml": text.encode()})
+    assert found.findings == ()
+    (source,) = found.sources
     return to_json(source.root)
 
 
 def messages(text: str | bytes) -> list[str]:
-    _, findings = parse_documents({"a.yaml": text if isinstance(text, bytes) else text.encode()})
-    return [str(each) for each in findings]
+    found = parse_documents({"a.yaml": text if isinstance(text, bytes) else text.encode()})
+    return [str(each) for each in found.findings]
 
 
 @pytest.mark.parametrize(
@@ -102,16 +102,18 @@ def test_faults_have_a_place_and_a_sentence(text: str, place: str, about: str) -
 
 
 def test_bytes_that_are_not_utf_8() -> None:
-    assert messages(b"a: 1\nb: \xff\n") == ["a.yaml:2:1: error: the file is not UTF-8 from this line on"]
-    assert messages("a: 1".encode("utf-16"))
+    assert messages(b"a: 1\nb: \xff\n") == [
+        "a.yaml:2:4: error: the file is not UTF-8 from here on: save it as UTF-8"
+    ]
+    assert messages("a: 1".encode("utf-16")) == [
+        "a.yaml:1:1: error: the file is not UTF-8 from here on: it is UTF-16"
+    ]
 
 
 def test_a_byte_order_mark_and_empty_documents_are_harmless() -> None:
-    sources, findings = parse_documents(
-        {"a.yaml": "\ufeff---\n---\na: 1\n---\n# nothing\n".encode(), "b.yaml": b""}
-    )
-    assert findings == ()
-    assert [to_json(each.root) for each in sources] == [{"a": 1}]
+    found = parse_documents({"a.yaml": "\ufeff---\n---\na: 1\n---\n# nothing\n".encode(), "b.yaml": b""})
+    assert found.findings == ()
+    assert [to_json(each.root) for each in found.sources] == [{"a": 1}]
 
 
 def test_depth_is_limited_before_it_costs() -> None:
@@ -121,15 +123,16 @@ def test_depth_is_limited_before_it_costs() -> None:
 
 
 def test_one_broken_file_hides_no_finding_of_another() -> None:
-    sources, findings = parse_documents(
-        {"b.yaml": b"a: 1\na: 2", "a.yaml": b"x: 1\n---\n[", "c.yaml": b"z: 1"}
-    )
-    assert [each.file for each in findings] == ["a.yaml", "b.yaml"]
-    assert [each.file for each in sources] == ["a.yaml", "b.yaml", "c.yaml"]
+    found = parse_documents({"b.yaml": b"a: 1\na: 2", "a.yaml": b"x: 1\n---\n[", "c.yaml": b"z: 1"})
+    assert [each.file for each in found.findings] == ["a.yaml", "b.yaml"]
+    assert [each.file for each in found.sources] == ["a.yaml", "b.yaml", "c.yaml"]
+    assert not found.whole
 
 
 def test_places_count_from_one() -> None:
-    ((source,), _) = parse_documents({"a.yaml": "# é\nkind: x\nlist:\n  - é: 1\n    b: [ 'c' ]\n".encode()})
+    (source,) = parse_documents(
+        {"a.yaml": "# é\nkind: x\nlist:\n  - é: 1\n    b: [ 'c' ]\n".encode()}
+    ).sources
     value = source.root.value("list")
     assert isinstance(value, Items)
     item = value.items[0]
@@ -158,6 +161,6 @@ def test_what_is_quoted_comes_back(value: dict[str, JsonValue]) -> None:
     assert parsed(text) == value
 
 
-@given(st.text(max_size=60) | st.text(alphabet="a:-[]{}&*!|>'\"%@`#,? \n\t01.~", max_size=80))
+@given(st.text(max_size=60) | st.text(alphabet="a:-[]{}&*!|>'\"%@`#,? \n\r\x85\u2028\t01.~\x07", max_size=80))
 def test_no_text_makes_it_raise(text: str) -> None:
     parse_documents({"a.yaml": text.encode("utf-8", "surrogatepass")})
