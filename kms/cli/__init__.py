@@ -11,8 +11,8 @@ import sys
 from typing import NamedTuple
 
 from kms import __version__
-from kms.cli.output import OK, WRONG_USE, WrongUse, print_json, report_error
-from kms.errors import KmsError
+from kms.cli.output import OK, REFUSED, WRONG_USE, WrongUse, print_json, report_error
+from kms.errors import KmsError, NotFound, OperatorRefusal
 
 _INTERRUPTED = 130  # as shells say it: 128 + SIGINT
 _READER_LEFT = 141  # 128 + SIGPIPE: what was to be printed was not, so it must not read as "allowed"
@@ -57,13 +57,23 @@ COMMANDS = {
     ),
     "policy": Command(
         "kms.cli.policy",
-        "check and apply policies",
-        "kms policy lint policies/",
+        "check policies, put them in force, sign, explain, revoke",
+        "kms policy apply policies/ --message 'new kernel' --gate",
+    ),
+    "operator": Command(
+        "kms.cli.operator",
+        "say who may operate the KMS, and see what they did",
+        "kms operator add alice --role operator",
     ),
     "collateral": Command(
         "kms.cli.collateral",
         "keep AMD's certificates: fetch, import, export, verify, mirror",
         "kms collateral fetch --report report.bin",
+    ),
+    "simulate": Command(
+        "kms.cli.simulate",
+        "SIMULATED hosts and guests, to try a server without an EPYC chip",
+        "kms simulate host rack",
     ),
     "guest": Command(
         "kms.cli.guest",
@@ -88,6 +98,12 @@ def run(argv: list[str]) -> int:
 def _answered(argv: list[str]) -> int:
     try:
         return _run(argv)
+    except OperatorRefusal as refusal:
+        from kms.cli.refusals import report_refusal
+
+        report_refusal(" ".join(["kms", *argv[:1]]), refusal, as_json="--json" in argv)
+        # What is not there is a name that was written wrongly; everything else was understood, and refused.
+        return WRONG_USE if isinstance(refusal, NotFound) else REFUSED
     except KmsError as error:
         report_error(" ".join(["kms", *argv[:1]]), error, as_json="--json" in argv)
         return WRONG_USE

@@ -6,11 +6,16 @@
 import argparse
 import math
 import os
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kms.cli.output import WrongUse
 
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
 _LONGEST = 366 * 24 * 3600.0  # seconds
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+_LONGEST_SPAN = 10 * 366 * 24 * 3600  # seconds: every date minus it is a date
 
 
 class Help(argparse.HelpFormatter):
@@ -82,12 +87,43 @@ def integer(text: str) -> int:
     return int(text, 0)
 
 
+def count(text: str) -> int:
+    """Read how many: 1 to 10,000."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 10_000):
+        raise argparse.ArgumentTypeError("takes a number from 1 to 10000")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """Read a time in seconds: finite and more than nothing. With NaN no deadline would ever pass."""
     value = float(text)
     if not math.isfinite(value) or not 0 < value <= _LONGEST:
         raise argparse.ArgumentTypeError("takes seconds, more than 0")
     return value
+
+
+def span(text: str) -> "timedelta":
+    """Read how long, or how long ago: a whole number and its unit, as 30d, 12h, 15m or 90s."""
+    from datetime import timedelta
+
+    number, unit = text[:-1], text[-1:]
+    if not (number.isascii() and number.isdigit() and len(number) <= 9 and unit in _UNITS):
+        raise argparse.ArgumentTypeError("takes a time as 30d, 12h, 15m or 90s")
+    length = int(number) * _UNITS[unit]
+    if not 0 < length <= _LONGEST_SPAN:
+        raise argparse.ArgumentTypeError("takes a time of more than nothing, and at most ten years")
+    return timedelta(seconds=length)
+
+
+def moment(text: str) -> "datetime":
+    """Read a time (RFC 3339); one without an offset is UTC."""
+    from datetime import UTC, datetime
+
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("write a time as 2026-11-22T12:00:00Z") from error
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
 
 
 def _sentence(text: str) -> str:

@@ -1,9 +1,13 @@
 """What commands read before they begin: settings, and policies to judge or to look something up by."""
 
+import argparse
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from kms.cli.output import read_file
+from kms.background import collector_at_rest
+from kms.cli.output import WrongUse, read_file
 from kms.errors import ConfigurationError
 from kms.policy.findings import PolicyInvalid
 from kms.policy.revision import Revision
@@ -11,6 +15,7 @@ from kms.policy_folder.reading import read_folder
 from kms.settings import Settings, load_settings
 
 _MAX_FILE = 1 << 20  # bytes
+_REVISION = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def read_settings(config: Path | None) -> Settings:
@@ -41,3 +46,46 @@ def read_policy(path: Path, *, development: bool) -> Revision:
         raise ConfigurationError(
             f"{path}: {error}", remedy="`kms policy lint` on the folder explains each"
         ) from error
+
+
+def revision(text: str) -> str:
+    """Read the name of a revision, whole: a part of it would name whatever a server makes of it."""
+    if not is_revision(text):
+        raise argparse.ArgumentTypeError("takes a revision: sha256: and 64 hex digits")
+    return text
+
+
+def is_revision(text: str) -> bool:
+    """Say whether this names a revision, and not a folder."""
+    return _REVISION.fullmatch(text) is not None
+
+
+def read_candidate(text: str) -> str | dict[str, bytes]:
+    """Give a policy as an office takes it: the revision that is named, or the files of the folder.
+
+    Raises:
+        WrongUse: a part of a revision's name.
+        ConfigurationError: no such folder, or it cannot be read.
+
+    """
+    if is_revision(text):
+        return text
+    if text.startswith("sha256:"):
+        raise WrongUse("a revision is named whole: sha256: and 64 hex digits")
+    return read_folder(Path(text))
+
+
+def read_revision(files: Mapping[str, bytes]) -> Revision:
+    """Give the revision that files are, computed here; what only development mode allows is not judged.
+
+    Raises:
+        PolicyRefused: they hold errors; the findings are in its details.
+
+    """
+    from kms.administration.policy_desk import refused
+
+    with collector_at_rest():
+        try:
+            return Revision.from_files(files, development=True)
+        except PolicyInvalid as error:
+            raise refused(error) from None

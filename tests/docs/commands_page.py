@@ -72,7 +72,9 @@ def _epilog(epilog: str) -> list[str]:
     words, _, example = epilog.rpartition("example:")
     lines = [" ".join(words.split()), ""] if words.strip() else []
     if example.strip():
-        command, _, more = " ".join(example.split()).partition("; ")
+        # A remark follows a semicolon; in brackets it is the shell's.
+        example = " ".join(example.split())
+        command, _, more = (example, "", "") if example.startswith("(") else example.partition("; ")
         lines += ["```console", f"$ {command}", "```"]
         lines += ["", f"{more[:1].upper()}{more[1:]}."] if more else []
     return lines

@@ -1,0 +1,58 @@
+"""How an operator is told no: the sentence, then what of the details helps, a line each."""
+
+from collections.abc import Iterator
+from typing import Final, cast
+
+from kms.cli.output import print_json
+from kms.cli.policy_words import change_lines, diff_lines, finding_lines, rehearsal_lines
+from kms.cli.saying import AnswerUnreadable, Line, fields, say
+from kms.errors import OperatorRefusal
+from kms.strict_json import Fields, JsonValue
+
+# What to do about it, for reasons that have an option or a command as their answer.
+_REMEDIES: Final = {
+    "policy-conflict": "look at what changed, take it into yours, and apply again",
+    "policy-gated": "if it is meant: --allow-refusals",
+    "revocations-lifted": "take them into the folder, as `kms policy show REV --files DIR` writes them;"
+    " if it is meant: --lift-revocations",
+}
+
+
+def report_refusal(command: str, refusal: OperatorRefusal, *, as_json: bool) -> None:
+    """Say it on standard error, or as one JSON document on standard output."""
+    if as_json:
+        body = {"code": refusal.code, "reason": refusal.reason, "detail": refusal.detail}
+        print_json({"error": {**body, "details": refusal.details}})
+        return
+    lines = [Line(f"{command}: {refusal.code}: {refusal.detail}", "red"), *_details(refusal)]
+    if (remedy := _REMEDIES.get(refusal.reason)) is not None:
+        lines.append(Line(f"  {remedy}"))
+    say(lines, error=True)
+
+
+def _details(refusal: OperatorRefusal) -> list[Line]:
+    # Through the same reader as any answer: a server's details are a server's.
+    details = fields(cast("JsonValue", refusal.details), "details")
+    try:
+        return list(_lines(details))
+    except AnswerUnreadable:
+        # The sentence above says what happened; details of a form that is not known add nothing for people.
+        return []
+
+
+def _lines(details: Fields) -> Iterator[Line]:
+    if details.has("findings"):
+        yield from finding_lines(details)
+    if (active := _given(details, "active")) is not None:
+        yield Line("in force is:")
+        yield from change_lines(active)
+    if (diff := _given(details, "diff")) is not None:
+        yield Line("what changed meanwhile:")
+        yield from diff_lines(diff)
+    if (what_if := _given(details, "what_if")) is not None:
+        yield from rehearsal_lines(what_if)
+
+
+def _given(details: Fields, name: str) -> Fields | None:
+    value = details.take(name) if details.has(name) else None
+    return None if value is None else fields(value, name)
