@@ -34,6 +34,10 @@ class PolicyPast(Protocol):
         """Load a revision. Raises `PolicyInvalid`: the stored bytes are not what the digest names."""
         ...
 
+    def keep(self, revision: Revision) -> None:
+        """Keep a revision at hand, in the place of the one before: it is in force, and asked for often."""
+        ...
+
 
 class PolicyHistory(PolicyPast, Protocol):
     """Revisions and the changes that put them in force, for those who add to them."""
@@ -65,8 +69,8 @@ class PolicyHistory(PolicyPast, Protocol):
         """Keep a change that waits for signatures; the same again is no other."""
         ...
 
-    async def proposals(self) -> tuple[PolicyChange, ...]:
-        """Give the proposals, newest first, with their signatures; those whose time has passed too."""
+    async def proposals(self, revision: str | None = None) -> tuple[PolicyChange, ...]:
+        """Give the newest proposals, of a revision or of any, with their signatures; also overtaken ones."""
         ...
 
     async def sign(self, statement: Statement, signature: PolicySignature) -> None:

@@ -77,7 +77,6 @@ class FollowedPolicies:
 
     def __init__(self, history: PolicyPast, authority: PolicyAuthority, anchor: SeenHead) -> None:
         self._history = history
-        self._revision: Revision | None = None
         self._authority = authority
         self._anchor = anchor
         self._loaded: LoadedPolicy | None = None
@@ -135,13 +134,14 @@ class FollowedPolicies:
             if seen is not None:
                 raise PolicyUntrusted(f"the database names no policy, and this server has used {seen}")
             return
-        past = _Recalling(self._history, self._revision)
+        past = _Recalling(self._history)
         await self._authority.verify(head, seen, past)
         if self._loaded is None or self._loaded.policy.revision != head.revision:
             revision = await self._load(head.revision, past)
             loaded = await asyncio.to_thread(LoadedPolicy.of, revision, self._loaded)
             await self._anchor.remember(head)
-            self._loaded, self._revision = loaded, revision
+            self._loaded = loaded
+            self._history.keep(revision)
             # Whoever asks meanwhile waits only for the images of the app that it names.
             self._filling = asyncio.create_task(_fill(loaded.launches))
         else:
@@ -185,9 +185,9 @@ class FollowedPolicies:
 class _Recalling:
     """A past that reads no revision twice while a change is followed: a large one takes seconds."""
 
-    def __init__(self, past: PolicyPast, known: Revision | None) -> None:
+    def __init__(self, past: PolicyPast) -> None:
         self._past = past
-        self._known = {} if known is None else {known.digest: known}
+        self._known: dict[str, Revision] = {}
 
     async def head(self) -> Head | None:
         return await self._past.head()
@@ -202,6 +202,9 @@ class _Recalling:
         if digest not in self._known and (found := await self._past.load(digest)) is not None:
             self._known[digest] = found
         return self._known.get(digest)
+
+    def keep(self, revision: Revision) -> None:
+        self._past.keep(revision)
 
 
 async def _fill(launches: LaunchFinder) -> None:

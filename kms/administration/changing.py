@@ -142,7 +142,7 @@ class PolicyChanger:
     async def with_signatures(self, change: PolicyChange) -> PolicyChange:
         """Give a change as it was proposed, with the signatures over its statement."""
         statement = Statement.of(change, self.authority.kms_identity)
-        for proposal in await self.history.proposals():
+        for proposal in await self.history.proposals(change.revision):
             if Statement.of(proposal, self.authority.kms_identity) == statement:
                 return replace(proposal, made_at=change.made_at)
         return change

@@ -70,7 +70,7 @@ class PolicySigning(PolicyDesk):
 
     async def _current(self, revision: str, standing: Standing) -> PolicyChange:
         """Give the proposal of a revision that could come into force next."""
-        found = [each for each in await self.changer.history.proposals() if each.revision == revision]
+        found = await self.changer.history.proposals(revision)
         if not found:
             raise NotFound("nobody proposed this revision")
         current = next((each for each in found if not self.is_stale(each, standing)), None)

@@ -53,6 +53,7 @@ class PolicyStore:
         self._clock = clock
         self._seal = seal
         self._kms_identity = kms_identity
+        self._kept: Revision | None = None
         self._reported: set[tuple[str, object]] = set()
 
     async def head(self) -> Head | None:
@@ -83,10 +84,16 @@ class PolicyStore:
 
     async def load(self, digest: str) -> Revision | None:
         """Load a stored revision and check it against its digest; see `PolicyHistory.load`."""
+        if self._kept is not None and self._kept.digest == digest:
+            return self._kept
         query = select(policy_revisions.c.documents).where(policy_revisions.c.revision == digest)
         async with reading(self._engine) as connection:
             row = (await connection.execute(query)).first()
         return None if row is None else await asyncio.to_thread(_read, row.documents, digest)
+
+    def keep(self, revision: Revision) -> None:
+        """Keep the revision in force at hand; see `PolicyPast.keep`."""
+        self._kept = revision
 
     async def files(self, digest: str) -> Mapping[str, bytes] | None:
         """Give the files of a revision, unchecked; None where they are not known, or cannot be read."""
@@ -146,11 +153,13 @@ class PolicyStore:
                 .on_conflict_do_nothing()
             )
 
-    async def proposals(self) -> tuple[PolicyChange, ...]:
+    async def proposals(self, revision: str | None = None) -> tuple[PolicyChange, ...]:
         """Give the proposals, newest first; see `PolicyHistory.proposals`."""
         query = select(policy_proposals).order_by(
             policy_proposals.c.sequence.desc(), policy_proposals.c.made_at.desc()
         )
+        if revision is not None:
+            query = query.where(policy_proposals.c.revision == revision)
         async with reading(self._engine) as connection:
             rows = (await connection.execute(query.limit(_MOST_PROPOSALS))).mappings().all()
             return await self._authentic(connection, policy_proposals, rows)

@@ -23,7 +23,7 @@ from kms.policy.history import Head
 from kms.policy.revision import Revision
 from kms.policy_authority import PolicyUntrusted
 from kms.policy_following import FollowedPolicies
-from tests.changer import follow
+from tests.changer import follow, open_changer
 from tests.unit.administration.conftest import OPERATOR, TRUST, PolicyRoom, open_room
 from tests.unit.administration.test_policies import (
     CHIP,
@@ -34,6 +34,7 @@ from tests.unit.administration.test_policies import (
     policy,
     sign,
 )
+from tests.world import NOW
 
 WIDE, NARROW = policy(CHIP, OTHER_CHIP), policy(CHIP)
 
@@ -84,7 +85,8 @@ async def refused(policies: FollowedPolicies) -> str:
 
 async def refused_by_a_fresh_server(room: PolicyRoom, anchor: FileAnchor | None = None) -> str:
     """Expect the same of a server that starts now, with the anchor of the room."""
-    policies = FollowedPolicies(room.changer.history, room.changer.authority, anchor or room.changer.anchor)
+    changer = await open_changer(room.engine, room.folder, lambda: NOW, room.changer.authority.trust)
+    policies = FollowedPolicies(changer.history, changer.authority, anchor or changer.anchor)
     with pytest.raises(PolicyUntrusted):
         await policies.refresh()
     with pytest.raises(PolicyUntrusted) as told:
