@@ -43,7 +43,7 @@ class PolicyHistory(PolicyPast, Protocol):
     """Revisions and the changes that put them in force, for those who add to them."""
 
     async def last_sequence(self) -> int:
-        """Give the highest sequence number that was ever used here, 0 for none."""
+        """Give the sequence number of the newest authentic change, 0 for none."""
         ...
 
     async def files(self, digest: str) -> Mapping[str, bytes] | None:
@@ -82,7 +82,7 @@ class SeenHead(Protocol):
     """What this server has used last, kept outside the database."""
 
     async def read(self) -> Head | None:
-        """Give it; None if nothing was ever used. Raises `ConfigurationError`: what was kept is damaged."""
+        """Give it; None if nothing was ever used. Raises `PolicyUntrusted`: that cannot be told."""
         ...
 
     async def remember(self, head: Head) -> None:
@@ -120,11 +120,13 @@ class Records(Protocol):
     """
 
     async def entry(self, release_id: str) -> dict[str, JsonValue] | None:
-        """Give one recorded entry as JSON. Raises `RecordDamaged`: what is there is no JSON object."""
+        """Give one recorded entry as JSON. Raises `RecordDamaged`: it is no JSON object, or another's."""
         ...
 
     async def entries(self, wanted: RecordFilter, *, limit: int) -> tuple[dict[str, JsonValue], ...]:
-        """Give the newest entries that match, newest first. Raises as `entry`.
+        """Give the newest entries that match, newest first.
+
+        In the place of one of which `entry` would raise stand its `release_id` and `decided_at` alone.
 
         Raises:
             NotFound: there is no decision of the id that `before` names.

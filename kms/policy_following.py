@@ -125,11 +125,23 @@ class FollowedPolicies:
                 raise
             self._refused = None
 
+    async def _remembered(self, head: Head) -> bool:
+        """Keep in the anchor what is about to be used; False where the pointer moved on meanwhile."""
+        try:
+            await self._anchor.remember(head)
+        except PolicyUntrusted:
+            if await self._history.head() == head:
+                raise
+            return False  # another process of this server has used the next one already
+        return True
+
     async def _refresh(self) -> None:
-        head = await self._history.head()
-        if head is not None and head == self._head:
-            return
+        # The anchor first, which only ever follows the pointer: read the other way round, a change in between
+        # would look like an older database.
         seen = await self._anchor.read()
+        head = await self._history.head()
+        if head is not None and head == self._head == seen:
+            return
         if head is None:
             if seen is not None:
                 raise PolicyUntrusted(f"the database names no policy, and this server has used {seen}")
@@ -139,13 +151,16 @@ class FollowedPolicies:
         if self._loaded is None or self._loaded.policy.revision != head.revision:
             revision = await self._load(head.revision, past)
             loaded = await asyncio.to_thread(LoadedPolicy.of, revision, self._loaded)
-            await self._anchor.remember(head)
+            if not await self._remembered(head):
+                await self._refresh()
+                return
             self._loaded = loaded
             self._history.keep(revision)
             # Whoever asks meanwhile waits only for the images of the app that it names.
             self._filling = asyncio.create_task(_fill(loaded.launches))
-        else:
-            await self._anchor.remember(head)
+        elif not await self._remembered(head):
+            await self._refresh()
+            return
         self._head = head
         _log.info("policy-in-force", revision=head.revision, sequence=head.sequence)
 

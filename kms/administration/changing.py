@@ -5,15 +5,16 @@ asks for signatures, a change that has too few is a proposal that waits for them
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from kms.administration.beside import Beside
-from kms.errors import PolicyConflict
+from kms.errors import LedgerUnavailable, PolicyConflict
 from kms.ledger.actions import OperatorAction
 from kms.operator_ports import PolicyHistory, SeenHead
 from kms.policy.diff import Difference, differences, intent_of
 from kms.policy.findings import PolicyInvalid
-from kms.policy.history import ChangeKind, Head, PolicyChange
+from kms.policy.history import ChangeKind, Head, Intent, PolicyChange
 from kms.policy.revision import Revision
 from kms.policy.statement import Statement
 from kms.policy_authority import PolicyAuthority, PolicyUntrusted
@@ -25,11 +26,16 @@ _MOST_MESSAGE = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """What stands now: the pointer, and the change and revision behind it if they may be used."""
+    """What stands now: the pointer, and the change and revision behind it.
+
+    Where these may not be used, `untrusted` says why, there is no `change`, and `revision` is what this KMS
+    has used last, if it is still there: what was revoked stays revoked, whatever the database says.
+    """
 
     head: Head | None
     change: PolicyChange | None = None
     revision: Revision | None = None
+    untrusted: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,29 +66,54 @@ class PolicyChanger:
     beside: Beside
 
     async def standing(self) -> Standing:
-        """Give what stands now. What may not be used does not stand, and only a whole new policy mends it.
+        """Give what stands now.
 
         Raises:
-            LedgerUnavailable: the database did not answer.
+            LedgerUnavailable: the database or the anchor did not answer.
 
         """
-        head = await self.history.head()
-        change = await self.verified(head)
-        if change is None:
-            return Standing(head=head)
+        seen = await self.anchor.read()
+        head = None
         try:
-            revision = await self.history.load(change.revision)
-        except PolicyInvalid:
-            revision = None
-        return Standing(head=head, change=None if revision is None else change, revision=revision)
+            head = await self.history.head()
+            change = await self._verified(head, seen)
+            return Standing(head=head, change=change, revision=await self._revision_of(change))
+        except PolicyUntrusted as error:
+            used = None if seen is None else await self._load(seen.revision)
+            return Standing(head=head, revision=used, untrusted=error.detail)
 
-    async def verified(self, head: Head | None) -> PolicyChange | None:
-        """Give the change that a pointer names, if it may be used."""
-        if head is None:
+    async def folder_revision(self) -> str | None:
+        """Give the digest that the watched folder had when it was applied last.
+
+        Raises:
+            PolicyUntrusted: what the database says may not be used.
+
+        """
+        seen = await self.anchor.read()
+        change = await self._verified(await self.history.head(), seen)
+        return None if change is None else change.folder
+
+    async def _verified(self, head: Head | None, seen: Head | None) -> PolicyChange | None:
+        # The anchor was read first, and only ever follows the pointer: else a change in between would look
+        # like an older database.
+        if head is not None:
+            return await self.authority.verify(head, seen, self.history)
+        if seen is not None:
+            raise PolicyUntrusted(f"the database names no policy, and this server has used {seen}")
+        return None
+
+    async def _revision_of(self, change: PolicyChange | None) -> Revision | None:
+        if change is None:
             return None
+        revision = await self._load(change.revision)
+        if revision is None:
+            raise PolicyUntrusted(f"the policy in force, {change.revision}, is not there, or damaged")
+        return revision
+
+    async def _load(self, digest: str) -> Revision | None:
         try:
-            return await self.authority.verify(head, await self.anchor.read(), self.history)
-        except PolicyUntrusted:
+            return await self.history.load(digest)
+        except PolicyInvalid:
             return None
 
     async def prepare(
@@ -96,15 +127,21 @@ class PolicyChanger:
         message: str,
         folder: str | None = None,
     ) -> Prepared:
-        """Store a revision, and say what putting it in force would change."""
-        await self.history.store(revision, files)
-        found = await self.beside(lambda: differences(standing.revision, revision))
+        """Store a revision, and say what putting it in force would change.
+
+        What is in force already may come into force anew, as a change that says it widens: so its signatures
+        are renewed when keys leave the trust file.
+        """
         before, seen = standing.change, await self.anchor.read()
+        renewed = before is not None and before.revision == revision.digest
+        if not renewed:
+            await self.history.store(revision, files)
+        found = await self.beside(lambda: differences(standing.revision, revision))
         change = PolicyChange(
             sequence=max(await self.history.last_sequence(), 0 if seen is None else seen.sequence) + 1,
             revision=revision.digest,
             previous=None if before is None else before.revision,
-            intent=intent_of(found),
+            intent=Intent.WIDEN if renewed or before is None else intent_of(found),
             kind=kind,
             author=author[:_MOST_AUTHOR],
             message=message[:_MOST_MESSAGE],
@@ -137,6 +174,8 @@ class PolicyChanger:
             await self.history.append(change, expect=prepared.standing.head, action=action)
         except PolicyMoved:
             raise PolicyConflict("another policy came into force meanwhile; nothing was changed") from None
+        with suppress(LedgerUnavailable):  # it is in force; a server that uses it remembers it anyway
+            await self.anchor.remember(change.head)
         return True
 
     async def with_signatures(self, change: PolicyChange) -> PolicyChange:

@@ -9,8 +9,9 @@ from kms.administration.permission import Journal
 from kms.errors import PolicyConflict
 from kms.operators import Actor, Proof, Role
 from kms.policy.history import ChangeKind
-from kms.policy.revision import Revision, documents_of, written
-from kms.policy.standing import with_standing_revocations
+from kms.policy.revision import Revision, written
+from kms.policy.standing import kept_revocations, with_standing_revocations
+from kms.policy_authority import PolicyUntrusted
 
 _ACTOR = Actor(name="KMS_POLICY_DIR", role=Role.OPERATOR, proof=Proof.FOLDER)
 _MESSAGE = "the watched folder changed"
@@ -26,8 +27,7 @@ class FolderPolicies:
 
     async def folder_revision(self) -> str | None:
         """Give the digest that the folder had when it was applied last; see `PolicyRevisions`."""
-        change = await self.changer.verified(await self.changer.history.head())
-        return None if change is None else change.folder
+        return await self.changer.folder_revision()
 
     async def apply(self, revision: Revision, files: Mapping[str, bytes]) -> bool:
         """Put the folder in force, or propose it; see `PolicyRevisions.apply`."""
@@ -40,11 +40,12 @@ class FolderPolicies:
 
     async def _apply(self, revision: Revision, files: Mapping[str, bytes]) -> bool:
         standing = await self.changer.standing()
+        if standing.untrusted is not None:
+            # Not mended by itself: somebody has to look, and to say which revocations stand.
+            raise PolicyUntrusted(standing.untrusted)
         united = await self._with_standing(revision, standing)
         if united is not revision:
-            own = documents_of(revision)
-            kept = [each for each in documents_of(united) if each not in own]
-            files = {**files, "revocations/standing.yaml": written(kept)}
+            files = {**files, "revocations/standing.yaml": written(kept_revocations(revision, united))}
         await self.changer.history.store(revision, None)  # what it revokes itself it may take back later
         prepared = await self.changer.prepare(
             standing,

@@ -19,7 +19,7 @@ from kms.strict_json import JsonValue
 
 DEFAULT_LIFE: Final = timedelta(days=90)
 LONGEST_LIFE: Final = timedelta(days=366)
-_NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,128}")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 _MOST_SUBJECT: Final = 512  # characters
 # RFC 4514 has no names for these; OpenSSL has.
 _OPENSSL_NAMES: Final = {
@@ -61,7 +61,9 @@ class OperatorAdministration:
         """
         await self.journal.require(actor, Permission.CHANGE_OPERATORS, "operator-add", name[:128])
         if not _NAME.fullmatch(name):
-            raise MalformedRequest("a name has 1 to 128 letters, digits and characters of ._@-")
+            raise MalformedRequest(
+                "a name begins with a letter or digit, and has at most 128 of A-Z a-z 0-9 . _ @ -"
+            )
         if life is not None and not timedelta(0) < life <= LONGEST_LIFE:
             raise MalformedRequest(f"a life is more than nothing and at most {LONGEST_LIFE.days} days")
         token = None

@@ -1,23 +1,30 @@
 """Policy work: changing what is in force."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 from kms.administration.changing import Prepared, Standing
 from kms.administration.office import Files, Json
-from kms.administration.policy_desk import refused
+from kms.administration.policy_desk import POLICY_UNTRUSTED, refused
 from kms.administration.policy_reading import PolicyReading
 from kms.administration.policy_shapes import diff_json, prepared_diff
 from kms.administration.policy_signing import PolicySigning
-from kms.errors import PolicyConflict, PolicyGated, PolicyRefused
+from kms.errors import NotFound, PolicyConflict, PolicyGated, PolicyRefused
 from kms.operators import Actor, Permission
 from kms.policy.diff import differences
 from kms.policy.findings import PolicyInvalid
-from kms.policy.history import ChangeKind
-from kms.policy.revision import Revision, documents_of, written
-from kms.policy.standing import REVOCABLE, with_revocation, with_standing_revocations
+from kms.policy.history import ChangeKind, PolicyChange
+from kms.policy.revision import Revision, written
+from kms.policy.standing import (
+    REVOCABLE,
+    kept_revocations,
+    with_revocation,
+    with_standing_revocations,
+)
 
+_TOO_MANY = "too-many-records"
 NOTHING_IN_FORCE = "none"  # what `expect` is where there is no policy yet
 
 
@@ -38,7 +45,7 @@ class PolicyAdministration(PolicyReading, PolicySigning):
         """Put a policy in force; see `PolicyWork.apply`."""
         action = "policy-apply"
         await self.journal.require(actor, Permission.CHANGE_POLICY, action)
-        revision, files = await self.read(new)
+        revision, files = await self.read(new, beside=self.changer.beside)
         standing = await self.changer.standing()
         await self._expect(actor, action, revision, standing, expect)
         await self.keep_revocations(actor, action, revision, standing, lift=lift_revocations)
@@ -57,13 +64,14 @@ class PolicyAdministration(PolicyReading, PolicySigning):
         target = await self.load(revision)
         standing = await self.changer.standing()
         await self._expect(actor, action, target, standing, expect)
-        files: Mapping[str, bytes] = await self.files(target)
+        files: Mapping[str, bytes] = await self.files(target, beside=self.changer.beside)
         in_force, united = standing.revision, target
+        if standing.untrusted is not None and in_force is None:
+            raise await self.cannot_tell(actor, action, target, standing.untrusted)
         if in_force is not None:
-            united = await self.beside(lambda: with_standing_revocations(target, in_force, None))
+            united = await self.changer.beside(lambda: with_standing_revocations(target, in_force, None))
         if united is not target:
-            own = documents_of(target)
-            kept = [each for each in documents_of(united) if each not in own]
+            kept = await self.changer.beside(lambda: kept_revocations(target, united))
             files = _with_file(files, "revocations/standing.yaml", written(kept))
         return await self._put(
             actor,
@@ -79,13 +87,22 @@ class PolicyAdministration(PolicyReading, PolicySigning):
             raise PolicyRefused(f"what can be revoked is {', '.join(REVOCABLE)}", reason="not-revocable")
         standing = await self.changer.standing()
         in_force = standing.revision
+        if in_force is None and standing.untrusted is not None:
+            await self.journal.record(actor, action, target, outcome=POLICY_UNTRUSTED)
+            raise PolicyRefused(standing.untrusted, reason=POLICY_UNTRUSTED)
         if in_force is None:
             raise PolicyRefused("there is no policy in force to revoke anything of", reason="policy-missing")
         try:
-            revision, added = await self.beside(lambda: with_revocation(in_force, kind, value, reason=reason))
+            revision, added = await self.changer.beside(
+                lambda: with_revocation(in_force, kind, value, reason=reason)
+            )
         except PolicyInvalid as error:
-            raise refused(error) from None
-        files = await self.files(in_force)
+            found = refused(error)
+            messages = "; ".join(dict.fromkeys(each.message for each in error.findings))
+            raise PolicyRefused(
+                f"{value[:256]}: {messages}", reason=found.reason, details=found.details
+            ) from None
+        files = await self.files(in_force, beside=self.changer.beside)
         for document in added:
             files = _with_file(files, f"revocations/{document['name']}.yaml", written([document]))
         prepared = await self.prepare(
@@ -109,13 +126,12 @@ class PolicyAdministration(PolicyReading, PolicySigning):
         raise await self._conflict(expect, standing)
 
     async def _conflict(self, expect: str | None, standing: Standing) -> PolicyConflict:
-        before = None
-        if expect is not None and expect != NOTHING_IN_FORCE:
-            before = await self.load(expect)
         after, diff = standing.revision, None
-        if after is not None:
-            found = await self.beside(lambda: differences(before, after))
-            diff = diff_json(expect, after.digest, found)
+        with suppress(NotFound):  # whoever expects what never was is still told what is
+            before = None if expect in {None, NOTHING_IN_FORCE} else await self.load(str(expect))
+            if after is not None:
+                found = await self.changer.beside(lambda: differences(before, after))
+                diff = diff_json(expect, after.digest, found)
         active = None if standing.change is None else self.change_json(standing.change)
         return PolicyConflict(
             "another policy is in force than you saw; nothing was changed",
@@ -125,12 +141,14 @@ class PolicyAdministration(PolicyReading, PolicySigning):
     async def _gate(self, actor: Actor, action: str, new: Revision, since: timedelta) -> None:
         """Refuse a change that would newly refuse guests that were seen lately."""
         judged = await self.rehearse(new, since)
-        if judged["newly_refused"] or not judged["complete"]:
-            await self.journal.record(actor, action, new.digest, outcome=PolicyGated.code)
-            raise PolicyGated(
-                "this policy would refuse guests that got their keys lately; nothing was changed",
-                details={"what_if": judged},
-            )
+        if judged["newly_refused"]:
+            detail, reason = "this policy would refuse guests that got their keys lately", None
+        elif not judged["complete"]:
+            detail, reason = "there are more records than can be judged: ask for a shorter time", _TOO_MANY
+        else:
+            return
+        await self.journal.record(actor, action, new.digest, outcome=PolicyGated.code)
+        raise PolicyGated(f"{detail}; nothing was changed", reason=reason, details={"what_if": judged})
 
     async def _put(self, actor: Actor, action: str, prepared: Prepared, *, target: str | None = None) -> Json:
         """Put a prepared change in force, or say what it waits for."""
@@ -145,7 +163,8 @@ class PolicyAdministration(PolicyReading, PolicySigning):
             "proposal": None,
         }
         standing = prepared.standing
-        if prepared.changes_nothing:
+        if prepared.changes_nothing and not await self._renews(change):
+            await self.journal.record(actor, action, change.revision, outcome="unchanged")
             return outcome | {"sequence": None if standing.head is None else standing.head.sequence}
         outcome |= {"intent": change.intent.value}
         entry = self.journal.entry(
@@ -165,6 +184,13 @@ class PolicyAdministration(PolicyReading, PolicySigning):
         await self.journal.record(actor, "policy-propose", change.revision)
         waiting = await self.changer.with_signatures(change)
         return outcome | {"applied": False, "proposal": await self.proposal_json(waiting, standing)}
+
+    async def _renews(self, change: PolicyChange) -> bool:
+        """Say whether enough operators signed that what is in force shall come into force anew."""
+        authority = self.changer.authority
+        return authority.trust is not None and authority.has_quorum(
+            await self.changer.with_signatures(change)
+        )
 
 
 def _with_file(files: Mapping[str, bytes], name: str, content: bytes) -> dict[str, bytes]:

@@ -1,9 +1,10 @@
 """What every part of policy work needs: reading policies, and preparing a change of the one in force."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Final, Protocol
 
 from kms.administration.beside import Beside
 from kms.administration.changing import PolicyChanger, Prepared, Standing
@@ -20,6 +21,8 @@ from kms.policy.standing import lifted_revocations
 from kms.ports import Clock
 from kms.snp.advisories import Advisories
 
+POLICY_UNTRUSTED: Final = "policy-untrusted"
+
 
 class Rehearsal(Protocol):
     """Judges every recorded guest by a candidate; see `kms.administration.what_if`."""
@@ -31,7 +34,11 @@ class Rehearsal(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyDesk:
-    """The means of policy work. `rehearse` is what what-if asks."""
+    """The means of policy work. `rehearse` is what what-if asks.
+
+    What only reads is computed by `beside`; what changes something by the changer's own, so that nobody who
+    reads can make a revocation wait.
+    """
 
     changer: PolicyChanger
     journal: Journal
@@ -56,19 +63,19 @@ class PolicyDesk:
             raise NotFound("there is no such revision")
         return revision
 
-    async def files(self, revision: Revision) -> Mapping[str, bytes]:
+    async def files(self, revision: Revision, *, beside: Beside) -> Mapping[str, bytes]:
         """Give a revision's files as they were written, if those that are stored are its own."""
         files = await self.changer.history.files(revision.digest)
         if files is not None:
             try:
-                seen = await self.beside(lambda: Revision.from_files(files, development=True))
+                seen = await beside(lambda: Revision.from_files(files, development=True))
             except PolicyInvalid:
                 seen = None
             if seen is not None and seen.digest == revision.digest:
                 return files
         return {"policy.yaml": written(documents_of(revision))}
 
-    async def read(self, new: str | Files) -> tuple[Revision, Mapping[str, bytes] | None]:
+    async def read(self, new: str | Files, *, beside: Beside) -> tuple[Revision, Mapping[str, bytes] | None]:
         """Read a policy from files, or a stored one by its name; the files only where they were given.
 
         Raises:
@@ -79,7 +86,7 @@ class PolicyDesk:
         if isinstance(new, str):
             return await self.load(new), None
         try:
-            revision = await self.beside(lambda: Revision.from_files(new, development=self.development))
+            revision = await beside(lambda: Revision.from_files(new, development=self.development))
         except PolicyInvalid as error:
             raise refused(error) from None
         return revision, new
@@ -108,7 +115,12 @@ class PolicyDesk:
         self, actor: Actor, action: str, revision: Revision, standing: Standing, *, lift: bool
     ) -> None:
         """Refuse a policy that silently lifts what is revoked: a folder that somebody forgot to update."""
-        lifted = () if standing.revision is None else lifted_revocations(standing.revision, revision)
+        stands = standing.revision
+        if stands is None and standing.untrusted is not None and not lift:
+            raise await self.cannot_tell(actor, action, revision, standing.untrusted)
+        lifted = (
+            () if stands is None else await self.changer.beside(lambda: lifted_revocations(stands, revision))
+        )
         if lifted and not lift:
             await self.journal.record(actor, action, revision.digest, outcome=PolicyRefused.code)
             raise PolicyRefused(
@@ -116,6 +128,15 @@ class PolicyDesk:
                 reason="revocations-lifted",
                 details={"lifted": list(lifted)},
             )
+
+    async def cannot_tell(self, actor: Actor, action: str, revision: Revision, why: str) -> PolicyRefused:
+        """Give the refusal of a change while nobody can tell what is revoked."""
+        await self.journal.record(actor, action, revision.digest, outcome=POLICY_UNTRUSTED)
+        return PolicyRefused(
+            f"{why}; so what is revoked cannot be told. Apply a policy that holds every revocation, and say"
+            " that revocations may be lifted",
+            reason=POLICY_UNTRUSTED,
+        )
 
     def change_json(self, change: PolicyChange) -> Json:
         """Give a change as JSON."""
@@ -128,12 +149,14 @@ class PolicyDesk:
         return proposal.sequence <= last or proposal.previous != before
 
     async def proposal_json(self, proposal: PolicyChange, standing: Standing) -> Json:
-        """Give a proposal as JSON, with what it changes of the revision that it follows."""
-        stale = self.is_stale(proposal, standing)
-        new = await self.load(proposal.revision)
-        before = None if proposal.previous is None else await self.load(proposal.previous)
-        found = await self.beside(lambda: differences(before, new))
-        diff = diff_json(proposal.previous, proposal.revision, found)
+        """Give a proposal as JSON; while it can come into force, with what it changes of what stands."""
+        stale, diff = self.is_stale(proposal, standing), None
+        with suppress(NotFound):  # a body that was taken away: nobody can apply it either
+            if not stale:
+                new = await self.load(proposal.revision)
+                before = None if proposal.previous is None else standing.revision
+                found = await self.beside(lambda: differences(before, new))
+                diff = diff_json(proposal.previous, proposal.revision, found)
         return proposal_json(proposal, self.changer.authority, stale=stale, diff=diff)
 
 

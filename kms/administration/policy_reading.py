@@ -9,6 +9,7 @@ from kms.administration.policy_desk import PolicyDesk
 from kms.administration.policy_shapes import diff_json, findings_json
 from kms.operators import Actor, Permission
 from kms.policy.diff import differences
+from kms.policy.documents import KINDS
 from kms.policy.findings import Severity
 from kms.policy.lint import lint
 from kms.policy.revision import Revision, documents_of
@@ -27,13 +28,14 @@ class PolicyReading(PolicyDesk):
         standing, trust = await self.changer.standing(), self.changer.authority.trust
         documents: Counter[str] = Counter()
         if standing.revision is not None:
-            documents.update(str(each["kind"]) for each in documents_of(standing.revision))
+            documents.update(KINDS[type(each)] for each in standing.revision.documents)
         proposals = [
             each for each in await self.changer.history.proposals() if not self.is_stale(each, standing)
         ]
         return {
             "active": None if standing.change is None else self.change_json(standing.change),
-            "trusted": standing.head is None or standing.change is not None,
+            "trusted": standing.untrusted is None,
+            "untrusted": standing.untrusted,
             "documents": dict(sorted(documents.items())),
             "trust": None
             if trust is None
@@ -54,15 +56,15 @@ class PolicyReading(PolicyDesk):
         """Give a revision as it was written; see `PolicyWork.revision`."""
         await self.journal.require(actor, Permission.READ_POLICY, _READ)
         loaded = await self.load(revision)
-        files = await self.files(loaded)
+        files = await self.files(loaded, beside=self.beside)
         texts: dict[str, JsonValue] = {name: content.decode("utf-8") for name, content in files.items()}
-        documents: list[JsonValue] = [*documents_of(loaded)]
+        documents: list[JsonValue] = [*await self.beside(lambda: documents_of(loaded))]
         return {"revision": loaded.digest, "documents": documents, "files": texts}
 
     async def diff(self, actor: Actor, *, old: str | None, new: str | Files) -> Json:
         """Say what `new` changes; see `PolicyWork.diff`."""
         await self.journal.require(actor, Permission.READ_POLICY, _READ)
-        candidate, _ = await self.read(new)
+        candidate, _ = await self.read(new, beside=self.beside)
         before = (await self.changer.standing()).revision if old is None else await self.load(old)
         found = await self.beside(lambda: differences(before, candidate))
         return diff_json(None if before is None else before.digest, candidate.digest, found)
@@ -89,6 +91,6 @@ class PolicyReading(PolicyDesk):
     async def what_if(self, actor: Actor, new: str | Files, *, since: timedelta) -> Json:
         """Judge recorded guests by a candidate; see `PolicyWork.what_if`."""
         await self.journal.require(actor, Permission.READ_RECORD, "policy-what-if")
-        candidate, _ = await self.read(new)
+        candidate, _ = await self.read(new, beside=self.beside)
         await self.journal.record(actor, "policy-what-if", candidate.digest)
         return await self.rehearse(candidate, since)

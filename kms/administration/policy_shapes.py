@@ -61,7 +61,9 @@ def prepared_diff(prepared: Prepared) -> Json:
     return diff_json(prepared.change.previous, prepared.change.revision, prepared.differences)
 
 
-def proposal_json(change: PolicyChange, authority: PolicyAuthority, *, stale: bool, diff: Json) -> Json:
+def proposal_json(
+    change: PolicyChange, authority: PolicyAuthority, *, stale: bool, diff: Json | None
+) -> Json:
     """Give a change that waits for signatures. `stale`: another came into force since."""
     return {
         "statement": Statement.of(change, authority.kms_identity).to_json(),

@@ -24,7 +24,8 @@ class PolicySigning(PolicyDesk):
         await self.journal.require(actor, Permission.READ_POLICY, _READ)
         standing = await self.changer.standing()
         found = await self.changer.history.proposals()
-        return {"proposals": [await self.proposal_json(each, standing) for each in found]}
+        current_first = sorted(found, key=lambda each: self.is_stale(each, standing))
+        return {"proposals": [await self.proposal_json(each, standing) for each in current_first]}
 
     async def proposal(self, actor: Actor, revision: str) -> Json:
         """Give the current proposal of a revision; see `PolicyWork.proposal`."""
@@ -38,7 +39,7 @@ class PolicySigning(PolicyDesk):
         """Propose a policy for signing; see `PolicyWork.propose`."""
         action = "policy-propose"
         await self.journal.require(actor, Permission.CHANGE_POLICY, action)
-        revision, files = await self.read(new)
+        revision, files = await self.read(new, beside=self.changer.beside)
         standing = await self.changer.standing()
         await self.keep_revocations(actor, action, revision, standing, lift=lift_revocations)
         prepared = await self.prepare(
@@ -53,12 +54,13 @@ class PolicySigning(PolicyDesk):
         await self.journal.require(actor, Permission.CHANGE_POLICY, _SIGN, revision)
         standing = await self.changer.standing()
         proposal = await self._current(revision, standing)
-        statement, trust = (
-            Statement.of(proposal, self.changer.authority.kms_identity),
-            self.changer.authority.trust,
-        )
-        name = None if trust is None else trust.name_of(signature.public_key)
-        if trust is not None and name is None:
+        authority = self.changer.authority
+        statement = Statement.of(proposal, authority.kms_identity)
+        if authority.trust is None:
+            detail = "this KMS has no trust file (KMS_POLICY_TRUST): no signature counts, and none is needed"
+            raise await self._refused(actor, revision, detail, "no-trust-file")
+        name = authority.trust.name_of(signature.public_key)
+        if name is None:
             detail = "the key is not in the trust file"
             raise await self._refused(actor, revision, detail, "key-not-trusted")
         if not verify_policy_signature(statement, signature):

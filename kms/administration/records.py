@@ -1,6 +1,6 @@
 """The record of releases and refusals for operators: lists, whole entries, explanations; and evidence."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -16,7 +16,7 @@ from kms.checks import Check
 from kms.errors import LedgerUnavailable, NotFound
 from kms.evidence.launch import Launch
 from kms.evidence.sev_snp import parse_evidence
-from kms.ledger.recorded import RecordedDecision
+from kms.ledger.recorded import RecordDamaged, RecordedDecision
 from kms.operator_ports import PolicyHistory, RecordFilter, Records
 from kms.operators import Actor, Permission
 from kms.policy.compiled import Policy
@@ -36,6 +36,9 @@ from kms.verification import Question, explain
 _READ: Final = "release-read"
 _EXPLAIN: Final = "release-explain"
 _VERIFY: Final = "evidence-verify"
+UNREADABLE: Final = "unreadable"  # the outcome of a decision whose record somebody damaged
+_WHICH: Final = ("release_id", "decided_at")
+_PROVEN: Final = ("app_id", "image", "chip_id")
 _NOTHING_IN_FORCE: Final = Revision.from_canonical(b"[]")  # it allows nobody
 
 
@@ -63,21 +66,21 @@ class RecordAdministration:
         """Give decisions in short, newest first; see `RecordWork.releases`."""
         await self.journal.require(actor, Permission.READ_RECORD, _READ)
         entries = await self.records.entries(wanted, limit=limit + 1)
-        shown: list[JsonValue] = [_summary(entry) for entry in entries[:limit]]
+        shown = await self.beside(lambda: [_summary(entry) for entry in entries[:limit]])
         more = len(entries) > limit
-        return {"releases": shown, "next": entries[limit - 1]["release_id"] if more else None}
+        return {"releases": [*shown], "next": entries[limit - 1]["release_id"] if more else None}
 
     async def release(self, actor: Actor, release_id: str) -> Json:
         """Give a recorded decision as it is; see `RecordWork.release`."""
         await self.journal.require(actor, Permission.READ_RECORD, _READ, release_id)
-        entry = await self._entry(release_id)
+        entry, _ = await self._recorded(release_id)
         await self.journal.record(actor, _READ, release_id)
         return entry
 
     async def explain(self, actor: Actor, release_id: str) -> Json:
         """Explain a recorded decision; see `RecordWork.explain`."""
         await self.journal.require(actor, Permission.READ_RECORD, _EXPLAIN, release_id)
-        recorded = RecordedDecision.from_json(await self._entry(release_id))
+        _, recorded = await self._recorded(release_id)
         rules = await self._rules(recorded.policy_revision or await self._in_force())
         explained = await self.beside(partial(explain_recorded, recorded, rules))
         await self.journal.record(actor, _EXPLAIN, release_id)
@@ -136,11 +139,21 @@ class RecordAdministration:
         await self.journal.record(actor, _VERIFY, details=details)
         return explained
 
-    async def _entry(self, release_id: str) -> Json:
+    async def _recorded(self, release_id: str) -> tuple[Json, RecordedDecision]:
+        """Give a recorded decision as it is, and read.
+
+        Raises:
+            NotFound: there is none of this id.
+            RecordDamaged: somebody changed it.
+
+        """
         entry = await self.records.entry(release_id)
         if entry is None:
             raise NotFound("there is no recorded decision of this id", details={"release_id": release_id})
-        return entry
+        try:
+            return entry, RecordedDecision.from_json(entry)
+        except RecordDamaged as error:
+            raise RecordDamaged(f"the recorded decision {release_id} is damaged: {error.detail}") from None
 
     async def _in_force(self) -> str | None:
         active = await self.policies.active()
@@ -166,11 +179,22 @@ class RecordAdministration:
 
 
 def _summary(entry: Json) -> Json:
-    """Give a decision in short; of one in which nothing was proven without app, image and chip."""
+    """Give a decision in short; of one in which nothing was proven without app, image and chip.
+
+    One that somebody damaged is listed as that: it must not hide the others of its page.
+    """
+    try:
+        RecordedDecision.from_json(entry)
+    except RecordDamaged:
+        nothing = dict.fromkeys(("code", *_PROVEN, "policy_revision", "client"))
+        return {**_members(entry, _WHICH), "outcome": UNREADABLE, "reasons": [], **nothing}
     proven = entry["boot_info"]
-    shown = proven if isinstance(proven, dict) else {}
     return {
-        **{name: entry[name] for name in ("release_id", "decided_at", "outcome", "code", "reasons")},
-        **{name: shown.get(name) for name in ("app_id", "image", "chip_id")},
-        **{name: entry[name] for name in ("policy_revision", "client")},
+        **_members(entry, (*_WHICH, "outcome", "code", "reasons")),
+        **_members(proven if isinstance(proven, dict) else dict.fromkeys(_PROVEN), _PROVEN),
+        **_members(entry, ("policy_revision", "client")),
     }
+
+
+def _members(value: Json, names: Iterable[str]) -> Json:
+    return {name: value[name] for name in names}

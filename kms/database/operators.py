@@ -71,6 +71,7 @@ class OperatorStore:
                 self._require_room(operator, row)
             await connection.execute(delete(operators).where(operators.c.name == operator.name))
             await connection.execute(insert(operators).values(self._sealed(operator)))
+            await self._require_written(connection, operator)
             await insert_action(connection, action, self._randomness(SALT_LENGTH))
 
     async def revoke(
@@ -88,6 +89,7 @@ class OperatorStore:
             revoked = replace(found[0], revoked_at=at)
             sealed = self._sealed(revoked)
             await connection.execute(update(operators).where(operators.c.name == name).values(sealed))
+            await self._require_written(connection, revoked)
             await insert_action(connection, action, self._randomness(SALT_LENGTH))
         return revoked
 
@@ -122,6 +124,12 @@ class OperatorStore:
                 await connection.execute(update(operators).where(this).values(last_used_at=timestamp(now)))
         except LedgerUnavailable as error:
             _log.warning("operator-use-not-noted", name=operator.name, cause=error.detail)
+
+    async def _require_written(self, connection: AsyncConnection, operator: Operator) -> None:
+        """Read back what was written: a database with triggers may do something else, and say nothing."""
+        written = await self._authentic(connection, operators.c.name == operator.name)
+        if [replace(each, last_used_at=None) for each in written] != [replace(operator, last_used_at=None)]:
+            raise LedgerUnavailable("the database did not keep the operator that it was given")
 
     async def _one(self, condition: ColumnElement[bool]) -> Operator | None:
         async with reading(self._engine) as connection:

@@ -18,8 +18,10 @@ def packed(files: Mapping[str, bytes]) -> bytes:
     return zlib.compress(json.dumps(texts, ensure_ascii=False, sort_keys=True).encode("utf-8"), 6)
 
 
-def unpacked(data: bytes) -> dict[str, bytes] | None:
+def unpacked(data: object) -> dict[str, bytes] | None:
     """Give the files back; None for anything but packed files, a few bytes that unpack to gigabytes too."""
+    if not isinstance(data, bytes):
+        return None
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(data, _MOST)

@@ -6,14 +6,11 @@ key, a body only if it hashes to its name, and signatures are verified by whoeve
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
-from hashlib import sha256
 from typing import Any, Final
 
-import structlog
-from sqlalchemy import Row, RowMapping, Table, func, insert, select, update
+from sqlalchemy import Row, delete, insert, select
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -21,6 +18,7 @@ from kms.background import collector_at_rest
 from kms.database.actions import insert_action
 from kms.database.engine import reading, writing
 from kms.database.policy_files import packed, unpacked
+from kms.database.policy_rows import PolicyRows, read_signature, statement_digest
 from kms.database.schema import (
     active_policy,
     policy_changes,
@@ -28,18 +26,20 @@ from kms.database.schema import (
     policy_revisions,
     policy_signatures,
 )
-from kms.keys.row_seal import RowSeal, optional
+from kms.errors import LedgerUnavailable, PolicyRefused
+from kms.keys.row_seal import RowSeal
 from kms.ledger.actions import OperatorAction
 from kms.ledger.entries import SALT_LENGTH, timestamp
-from kms.policy.history import ChangeKind, Head, Intent, PolicyChange, PolicySignature, SignatureFormat
+from kms.policy.history import Head, PolicyChange, PolicySignature
 from kms.policy.revision import Revision
 from kms.policy.statement import Statement
+from kms.policy_authority import PolicyUntrusted
 from kms.ports import Clock, PolicyMoved
 
-_log = structlog.get_logger("kms.policy")
-
-_MOST_PROPOSALS: Final = 200
+_MOST_PROPOSALS: Final = 50  # that wait at once: whoever may propose shall not fill the disk
 _MOST_SIGNATURES: Final = 100  # over one statement: a database that holds more was filled by hand
+_MOST_ROWS: Final = 10_000  # that are looked through for authentic ones
+_AT_ONCE: Final = 200
 
 
 class PolicyStore:
@@ -51,45 +51,64 @@ class PolicyStore:
     def __init__(self, engine: AsyncEngine, clock: Clock, *, seal: RowSeal, kms_identity: bytes) -> None:
         self._engine = engine
         self._clock = clock
-        self._seal = seal
+        self._rows = PolicyRows(seal)
         self._kms_identity = kms_identity
         self._kept: Revision | None = None
-        self._reported: set[tuple[str, object]] = set()
+        # One at a time: a large one takes seconds of a processor, and memory of several times its size.
+        self._loading = asyncio.Semaphore(1)
 
     async def head(self) -> Head | None:
-        """Give what the pointer says; see `PolicyHistory.head`."""
+        """Give what the pointer says; see `PolicyPast.head`.
+
+        Raises:
+            PolicyUntrusted: it is none.
+
+        """
         async with reading(self._engine) as connection:
-            return await _head(connection)
+            pointer = await _pointer(connection)
+        head = _head(pointer)
+        if head is None and pointer is not None:
+            raise PolicyUntrusted("the pointer to the policy in force is not a number and a name")
+        return head
 
     async def last_sequence(self) -> int:
-        """Give the highest sequence number of any row, authentic or not; 0 where there is none."""
-        async with reading(self._engine) as connection:
-            return (await connection.execute(select(func.max(policy_changes.c.sequence)))).scalar() or 0
+        """Give the sequence number of the newest authentic change; 0 where there is none."""
+        newest = await self.changes(before=None, limit=1)
+        return newest[0].sequence if newest else 0
 
     async def change(self, sequence: int) -> PolicyChange | None:
-        """Give an authentic change with its signatures; see `PolicyHistory.change`."""
+        """Give an authentic change with its signatures; see `PolicyPast.change`."""
         query = select(policy_changes).where(policy_changes.c.sequence == sequence)
         async with reading(self._engine) as connection:
             rows = (await connection.execute(query)).mappings().all()
-            return next(iter(await self._authentic(connection, policy_changes, rows)), None)
+            return next(
+                iter(await self._signed(connection, self._rows.authentic(policy_changes, rows))), None
+            )
 
     async def changes(self, *, before: int | None, limit: int) -> tuple[PolicyChange, ...]:
-        """Give authentic changes, newest first; see `PolicyHistory.changes`."""
-        query = select(policy_changes).order_by(policy_changes.c.sequence.desc()).limit(limit)
-        if before is not None:
-            query = query.where(policy_changes.c.sequence < before)
+        """Give authentic changes, newest first; see `PolicyPast.changes`."""
+        found: list[PolicyChange] = []
+        query = select(policy_changes).order_by(policy_changes.c.sequence.desc()).limit(_AT_ONCE)
         async with reading(self._engine) as connection:
-            rows = (await connection.execute(query)).mappings().all()
-            return await self._authentic(connection, policy_changes, rows)
+            for _ in range(_MOST_ROWS // _AT_ONCE):
+                below = query if before is None else query.where(policy_changes.c.sequence < before)
+                rows = (await connection.execute(below)).mappings().all()
+                found += self._rows.authentic(policy_changes, rows)
+                # Past rows that were written by hand: they must not hide what is below them.
+                if len(found) >= limit or len(rows) < _AT_ONCE:
+                    break
+                before = rows[-1]["sequence"]
+            return await self._signed(connection, found[:limit])
 
     async def load(self, digest: str) -> Revision | None:
-        """Load a stored revision and check it against its digest; see `PolicyHistory.load`."""
+        """Load a stored revision and check it against its digest; see `PolicyPast.load`."""
+        query = select(policy_revisions.c.documents).where(policy_revisions.c.revision == digest)
         if self._kept is not None and self._kept.digest == digest:
             return self._kept
-        query = select(policy_revisions.c.documents).where(policy_revisions.c.revision == digest)
-        async with reading(self._engine) as connection:
-            row = (await connection.execute(query)).first()
-        return None if row is None else await asyncio.to_thread(_read, row.documents, digest)
+        async with self._loading:
+            async with reading(self._engine) as connection:
+                row = (await connection.execute(query)).first()
+            return None if row is None else await asyncio.to_thread(_read, row.documents, digest)
 
     def keep(self, revision: Revision) -> None:
         """Keep the revision in force at hand; see `PolicyPast.keep`."""
@@ -127,31 +146,51 @@ class PolicyStore:
     async def append(
         self, change: PolicyChange, *, expect: Head | None, action: OperatorAction | None
     ) -> None:
-        """Put a stored revision in force; see `PolicyHistory.append`."""
-        values = _values(change)
+        """Put a stored revision in force; see `PolicyHistory.append`. What was proposed is overtaken."""
+        statement = statement_digest(Statement.of(change, self._kms_identity))
         async with writing(self._engine) as connection:
-            last = (await connection.execute(select(func.max(policy_changes.c.sequence)))).scalar() or 0
-            if await _head(connection) != expect or change.sequence <= last:
+            if _head(await _pointer(connection)) != expect:
                 raise PolicyMoved(change.revision)
+            # The caller counts on from the newest authentic change: what is there was written by hand.
             await connection.execute(
-                insert(policy_changes).values(**values, mac=self._mac(policy_changes, values))
+                delete(policy_changes).where(policy_changes.c.sequence >= change.sequence)
             )
-            pointer = {"revision": change.revision, "sequence": change.sequence}
-            moved = await connection.execute(update(active_policy).values(pointer))
-            if moved.rowcount == 0:
-                await connection.execute(insert(active_policy).values(id=1, **pointer))
+            await connection.execute(insert(policy_changes).values(self._rows.sealed(policy_changes, change)))
+            await connection.execute(delete(active_policy))
+            await connection.execute(
+                insert(active_policy).values(id=1, revision=change.revision, sequence=change.sequence)
+            )
+            await self._require_written(connection, change)
+            await _forget_proposals(connection, up_to=change.sequence, but=statement)
             if action is not None:
                 await insert_action(connection, action, secrets.token_bytes(SALT_LENGTH))
 
+    async def _require_written(self, connection: AsyncConnection, change: PolicyChange) -> None:
+        """Read back what was written: a database with triggers may do something else, and say nothing."""
+        query = select(policy_changes).where(policy_changes.c.sequence == change.sequence)
+        rows = (await connection.execute(query)).mappings().all()
+        written = self._rows.authentic(policy_changes, rows)
+        if _head(await _pointer(connection)) != change.head or [each.head for each in written] != [
+            change.head
+        ]:
+            raise LedgerUnavailable("the database did not keep the change of policy that it was given")
+
     async def propose(self, change: PolicyChange, statement: Statement) -> None:
-        """Keep a change that waits for signatures; of the same statement the first words are kept."""
-        values = {"statement": _digest(statement), **_values(change)}
+        """Keep a change that waits for signatures; of the same statement the first words are kept.
+
+        Raises:
+            PolicyRefused: too many wait already.
+
+        """
+        values = self._rows.sealed(policy_proposals, change, statement=statement_digest(statement))
         async with writing(self._engine) as connection:
-            await connection.execute(
-                insert_or(policy_proposals)
-                .values(**values, mac=self._mac(policy_proposals, values))
-                .on_conflict_do_nothing()
-            )
+            waiting = select(policy_proposals.c.statement)
+            found = set((await connection.execute(waiting)).scalars())
+            if len(found) >= _MOST_PROPOSALS and values["statement"] not in found:
+                raise PolicyRefused(
+                    f"{_MOST_PROPOSALS} proposals wait for signatures already", reason="too-many-proposals"
+                )
+            await connection.execute(insert_or(policy_proposals).values(values).on_conflict_do_nothing())
 
     async def proposals(self, revision: str | None = None) -> tuple[PolicyChange, ...]:
         """Give the proposals, newest first; see `PolicyHistory.proposals`."""
@@ -161,8 +200,8 @@ class PolicyStore:
         if revision is not None:
             query = query.where(policy_proposals.c.revision == revision)
         async with reading(self._engine) as connection:
-            rows = (await connection.execute(query.limit(_MOST_PROPOSALS))).mappings().all()
-            return await self._authentic(connection, policy_proposals, rows)
+            rows = (await connection.execute(query.limit(_MOST_ROWS))).mappings().all()
+            return await self._signed(connection, self._rows.authentic(policy_proposals, rows))
 
     async def sign(self, statement: Statement, signature: PolicySignature) -> None:
         """Add a signature; see `PolicyHistory.sign`."""
@@ -171,7 +210,7 @@ class PolicyStore:
             await connection.execute(
                 insert_or(policy_signatures)
                 .values(
-                    statement=_digest(statement),
+                    statement=statement_digest(statement),
                     public_key=signature.public_key.hex(),
                     added_at=timestamp(self._clock()),
                     **values,
@@ -179,92 +218,44 @@ class PolicyStore:
                 .on_conflict_do_update(index_elements=["statement", "public_key"], set_=values)
             )
 
-    def _mac(self, table: Table, values: Mapping[str, Any]) -> bytes:
-        return self._seal.mac(table.name, *_fields(values))
-
-    def _is_authentic(self, table: Table, row: RowMapping) -> bool:
-        values = dict(row)
-        mac = values.pop("mac")
-        # SQLite keeps whatever somebody writes by hand, of whatever type.
-        return isinstance(mac, bytes) and self._seal.verifies(mac, table.name, *_fields(values))
-
-    async def _authentic(
-        self, connection: AsyncConnection, table: Table, rows: Iterable[RowMapping]
-    ) -> tuple[PolicyChange, ...]:
-        found = []
-        for row in rows:
-            if self._is_authentic(table, row):
-                found.append(_change(row))
-            elif (table.name, row["sequence"]) not in self._reported:
-                self._reported.add((table.name, row["sequence"]))
-                _log.error("policy-row-not-authentic", table=table.name, sequence=row["sequence"])
-        return await self._signed(connection, found)
-
     async def _signed(
         self, connection: AsyncConnection, changes: list[PolicyChange]
     ) -> tuple[PolicyChange, ...]:
         """Give the changes with the signatures that are there, valid or not."""
-        digests = {_digest(Statement.of(each, self._kms_identity)): each for each in changes}
+        digests = {statement_digest(Statement.of(each, self._kms_identity)): each for each in changes}
         query = select(policy_signatures).where(policy_signatures.c.statement.in_(digests))
         found: dict[str, list[PolicySignature]] = {}
         for row in await connection.execute(query.order_by(policy_signatures.c.added_at)):
-            signatures = found.setdefault(row.statement, [])
-            try:
-                if len(signatures) < _MOST_SIGNATURES:
-                    signatures.append(_signature(row))
-            except (ValueError, TypeError):
-                _log.error("policy-signature-damaged", statement=row.statement)
-        return tuple(
-            replace(each, signatures=tuple(found.get(digest, ()))) for digest, each in digests.items()
-        )
+            signatures, signature = found.setdefault(row.statement, []), read_signature(row)
+            if signature is not None and len(signatures) < _MOST_SIGNATURES:
+                signatures.append(signature)
+        return tuple(replace(each, signatures=tuple(found.get(key, ()))) for key, each in digests.items())
 
 
-def _read(documents: bytes, digest: str) -> Revision:
+def _read(documents: object, digest: str) -> Revision:
+    # SQLite keeps whatever somebody writes by hand, of whatever type.
+    canonical = documents if isinstance(documents, bytes) else b""
     with collector_at_rest():
-        return Revision.from_canonical(documents, digest=digest)
+        return Revision.from_canonical(canonical, digest=digest)
 
 
-async def _head(connection: AsyncConnection) -> Head | None:
-    row = (await connection.execute(select(active_policy))).first()
-    return None if row is None else Head(row.sequence, row.revision)
+async def _pointer(connection: AsyncConnection) -> Row[Any] | None:
+    return (await connection.execute(select(active_policy))).first()
 
 
-def _values(change: PolicyChange) -> dict[str, Any]:
-    return {
-        "sequence": change.sequence,
-        "revision": change.revision,
-        "previous": change.previous,
-        "folder": change.folder,
-        "intent": change.intent.value,
-        "kind": change.kind.value,
-        "author": change.author,
-        "message": change.message,
-        "made_at": timestamp(change.made_at),
-    }
+def _head(pointer: Row[Any] | None) -> Head | None:
+    """Give what a pointer says; None where it says nothing that could be."""
+    if pointer is None or not isinstance(pointer.sequence, int) or not isinstance(pointer.revision, str):
+        return None
+    return Head(pointer.sequence, pointer.revision)
 
 
-def _fields(values: Mapping[str, Any]) -> list[bytes]:
-    """Give what a MAC is over: every column, in the order of their names."""
-    return [optional(None if value is None else str(value)) for _, value in sorted(values.items())]
-
-
-def _change(row: RowMapping) -> PolicyChange:
-    return PolicyChange(
-        sequence=row["sequence"],
-        revision=row["revision"],
-        previous=row["previous"],
-        intent=Intent(row["intent"]),
-        kind=ChangeKind(row["kind"]),
-        author=row["author"],
-        message=row["message"],
-        made_at=datetime.fromisoformat(row["made_at"]),
-        folder=row["folder"],
+async def _forget_proposals(connection: AsyncConnection, *, up_to: int, but: str) -> None:
+    """Forget what was overtaken, with the signatures over it; but not those of the change itself."""
+    overtaken = select(policy_proposals.c.statement).where(policy_proposals.c.sequence <= up_to)
+    await connection.execute(
+        delete(policy_signatures).where(
+            policy_signatures.c.statement.in_(overtaken), policy_signatures.c.statement != but
+        )
     )
-
-
-def _signature(row: Row[Any]) -> PolicySignature:
-    return PolicySignature(SignatureFormat(row.format), bytes.fromhex(row.public_key), bytes(row.signature))
-
-
-def _digest(statement: Statement) -> str:
-    return sha256(statement.canonical).hexdigest()
+    await connection.execute(delete(policy_proposals).where(policy_proposals.c.sequence <= up_to))

@@ -29,7 +29,12 @@ class DecisionRecords:
     async def entry(self, release_id: str) -> dict[str, JsonValue] | None:
         """Give one recorded entry; see `Records.entry`."""
         found = await self._rows(_entries().where(_columns.id == release_id))
-        return _object(found[0]) if found else None
+        if not found:
+            return None
+        entry = _object(found[0])
+        if entry is None:
+            raise RecordDamaged(f"the recorded decision {release_id} is not the JSON object of that decision")
+        return entry
 
     async def entries(self, wanted: RecordFilter, *, limit: int) -> tuple[dict[str, JsonValue], ...]:
         """Give the newest entries that match; see `Records.entries`."""
@@ -41,7 +46,7 @@ class DecisionRecords:
                     "there is no recorded decision of the id to go on from", reason="cursor-unknown"
                 )
             query = query.where(_older_than(cursor[0]))
-        return tuple(_object(row) for row in await self._rows(query))
+        return tuple(_object(row) or _unreadable(row) for row in await self._rows(query))
 
     async def scan(self, since: datetime, *, until: datetime | None = None) -> AsyncIterator[JsonValue]:
         """Give every entry of a time, newest first; see `Records.scan`."""
@@ -86,13 +91,19 @@ def _older_than(row: Row[tuple[object, ...]]) -> ColumnElement[bool]:
 def _json(row: Row[tuple[object, ...]]) -> JsonValue:
     try:
         entry: JsonValue = json.loads(row.entry)
-    except (ValueError, RecursionError):  # somebody wrote it by hand
+    except (ValueError, TypeError, RecursionError):  # somebody wrote it by hand; SQLite keeps any type
         return None
     return entry
 
 
-def _object(row: Row[tuple[object, ...]]) -> dict[str, JsonValue]:
+def _object(row: Row[tuple[object, ...]]) -> dict[str, JsonValue] | None:
+    """Give the decision that the row was made of; None where somebody put something else there."""
     entry = _json(row)
     if not isinstance(entry, dict):
-        raise RecordDamaged(f"the recorded decision {row.id} is not a JSON object")
-    return entry
+        return None
+    own = (entry.get("release_id"), entry.get("decided_at")) == (row.id, row.decided_at)
+    return entry if own else None
+
+
+def _unreadable(row: Row[tuple[object, ...]]) -> dict[str, JsonValue]:
+    return {"release_id": row.id, "decided_at": row.decided_at}

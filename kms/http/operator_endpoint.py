@@ -27,7 +27,7 @@ from kms.http.limits import (
 from kms.http.operator_schemas import OperatorProblem
 from kms.http.problems import KINDS, MEDIA_TYPE
 from kms.http.schemas import Shape
-from kms.operators import Actor
+from kms.operators import Actor, Permission
 from kms.strict_json import Fields, JsonError, parse
 
 T = TypeVar("T")
@@ -103,6 +103,8 @@ class Asked:
     async def long_body(self) -> AsyncIterator[Fields]:
         """Read a body that may hold a whole policy; one that is long has a place while the context lasts.
 
+        Only who may change policies may send a long one: a viewer must not keep operators from it.
+
         Raises:
             ServerBusy: `_MOST_LONG_BODIES` are being worked on.
             MalformedRequest, TooLarge: it is not a JSON object, or longer than `MAX_LONG_BODY`.
@@ -110,7 +112,7 @@ class Asked:
         """
         _require_json(self._request)
         length = declared_length(self._request)
-        short = length is not None and length <= MAX_BODY
+        short = not self.actor.may(Permission.CHANGE_POLICY) or (length is not None and length <= MAX_BODY)
         with nullcontext() if short else self._long_bodies.place():
             yield _fields(await (read_body if short else read_long_body)(self._request), long_texts=True)
 

@@ -204,3 +204,12 @@ class RevokedDocument(Document):
 AnyDocument: TypeAlias = (
     AppDocument | ImageDocument | TcbDocument | GuestDocument | ChipsDocument | RevokedDocument
 )
+
+KINDS: Final[Mapping[type[Document], str]] = {
+    AppDocument: "app",
+    ImageDocument: "image",
+    TcbDocument: "tcb",
+    GuestDocument: "guest",
+    ChipsDocument: "chips",
+    RevokedDocument: "revoked",
+}

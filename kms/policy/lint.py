@@ -53,6 +53,9 @@ def readers_of_kinds(*, development: bool) -> _Readers:
     }
 
 
+MOST_FINDINGS: Final = 1000
+
+
 def lint(
     files: Mapping[str, bytes],
     *,
@@ -72,6 +75,11 @@ def lint(
         # Often a copy that failed halfway, and in force it would deny everybody.
         findings = (Finding(".", 1, 1, Severity.ERROR, "no documents at all: is this the right folder?"),)
     read, found = _read(sources, findings, development=development)
+    if len(found) > MOST_FINDINGS:
+        # Whoever sends so many mistakes shall not make us think about each of them.
+        more = f"more than {MOST_FINDINGS} findings: the rest is not read"
+        found.append(Finding(found[0].file, 1, 1, Severity.ERROR, more))
+        return LintResult(findings=in_order(found), documents=(), sources=sources)
     found += check_references(read, now=now, whole=parsed.whole)
     if advisories is not None:
         found += warn_of_advisories(read, advisories)
@@ -114,6 +122,8 @@ def _read(
         document = _document(source.root, notes, readers)
         read.append(Read.of(source, document, root=source.root if keep else _NOWHERE))
         found.extend(notes.findings)
+        if len(found) > MOST_FINDINGS:
+            break
     return read, found
 
 

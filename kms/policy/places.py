@@ -5,15 +5,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Final, NamedTuple
 
-from kms.policy.documents import (
-    AppDocument,
-    ChipsDocument,
-    Document,
-    GuestDocument,
-    ImageDocument,
-    RevokedDocument,
-    TcbDocument,
-)
+from kms.policy.documents import KINDS, Document
 from kms.policy.nodes import Items, Member, Members, Node, Scalar, Source, from_json, to_json
 from kms.policy.revision import Revision, documents_of
 from kms.policy.yaml_documents import parse_documents
@@ -25,15 +17,6 @@ _BEGINNING: Final = 16
 _MARKER: Final = b"\n---"  # between two documents of a file
 _NAME_ENDS: Final = rb"(?![A-Za-z0-9._+:/-])"  # no character of a name follows
 _MOST_OF_ONE_NAME: Final = 16  # documents that are compared: six kinds, and a few that somebody put there
-
-_KINDS: Final[Mapping[type[Document], str]] = {
-    AppDocument: "app",
-    ImageDocument: "image",
-    TcbDocument: "tcb",
-    GuestDocument: "guest",
-    ChipsDocument: "chips",
-    RevokedDocument: "revoked",
-}
 
 
 class Place(NamedTuple):
@@ -103,7 +86,7 @@ class Written:
 
     def document(self, document: Document) -> WrittenDocument:
         """Give a document of the revision as it was written."""
-        key = _KINDS[type(document)], document.name
+        key = KINDS[type(document)], document.name
         if key not in self._found:
             self._found[key] = self._find(*key)
         return self._found[key]

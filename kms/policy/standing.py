@@ -1,5 +1,6 @@
 """Revocations that stand: what was revoked stays revoked until somebody says that it is not."""
 
+from hashlib import sha256
 from typing import Final, TypeAlias
 
 from kms.policy.documents import ImageDocument, RevokedDocument
@@ -48,6 +49,12 @@ def with_standing_revocations(target: Revision, in_force: Revision, last_folder:
     return with_documents(target, kept)
 
 
+def kept_revocations(target: Revision, united: Revision) -> Documents:
+    """Give the documents that `with_standing_revocations` added."""
+    own = _revoked(target)
+    return [value for value in _revoked(united) if value not in own]
+
+
 def with_revocation(in_force: Revision, kind: str, value: str, *, reason: str) -> tuple[Revision, Documents]:
     """Give what is in force with one more revocation, and the document that was added; none if it stands.
 
@@ -63,7 +70,8 @@ def with_revocation(in_force: Revision, kind: str, value: str, *, reason: str) -
     if (member, revoked) in _items(in_force):
         return in_force, []
     names = {each["name"] for each in _revoked(in_force)}
-    name = f"revoked-{kind}-{value[:16]}"
+    # Names may share their beginning; the whole value would be too long.
+    name = f"revoked-{kind}-{sha256(value.encode('utf-8', 'replace')).hexdigest()[:16]}"
     while name in names:
         name += _STANDING
     document: dict[str, JsonValue] = {"kind": "revoked", "name": name, member: [revoked]}

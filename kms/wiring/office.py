@@ -19,7 +19,7 @@ from kms.policy_following import FollowedPolicies, LoadedPolicy
 from kms.ports import Policies
 from kms.preflight import check_settings
 from kms.settings import Settings
-from kms.wiring.core import PolicyParts, build_core
+from kms.wiring.core import OneAtATime, PolicyParts, build_core
 
 
 @asynccontextmanager
@@ -38,13 +38,14 @@ async def open_office(settings: Settings) -> AsyncIterator[Office]:
 def build_office(engine: AsyncEngine, parts: PolicyParts, desk: ReleaseDesk, policies: Policies) -> Office:
     """Build operators' work beside a release desk; `policies` give the one in force."""
     changer, journal, identity = parts.changer, parts.journal, desk.identity.public_key
+    beside = OneAtATime()
     records = DecisionRecords(engine)
     return Office(
         policies=PolicyAdministration(
             changer=changer,
             journal=journal,
             clock=desk.clock,
-            beside=changer.beside,
+            beside=beside,
             advisories=desk.advisories,
             development=desk.development,
             rehearse=RecordRehearsal(
@@ -54,7 +55,7 @@ def build_office(engine: AsyncEngine, parts: PolicyParts, desk: ReleaseDesk, pol
                 development=desk.development,
                 kms_identity=identity,
                 advisories=desk.advisories,
-                beside=changer.beside,
+                beside=beside,
                 pause=partial(asyncio.sleep, 0),
             ),
         ),
@@ -66,12 +67,12 @@ def build_office(engine: AsyncEngine, parts: PolicyParts, desk: ReleaseDesk, pol
             advisories=desk.advisories,
             journal=journal,
             clock=desk.clock,
-            beside=changer.beside,
+            beside=beside,
             epochs=desk.root_key.epochs,
             kms_identity=identity,
             development=desk.development,
         ),
-        images=ImageAdministration(policies=policies, journal=journal, beside=changer.beside),
+        images=ImageAdministration(policies=policies, journal=journal, beside=beside),
         operators=OperatorAdministration(
             register=parts.register, journal=journal, randomness=desk.randomness
         ),

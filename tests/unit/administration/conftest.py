@@ -41,10 +41,11 @@ class Rehearsed:
 
     newly_refused: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    complete: bool = True
 
     async def __call__(self, candidate: Revision, since: timedelta) -> Json:
         self.asked.append(candidate.digest)
-        return {"newly_refused": [*self.newly_refused], "complete": True, "since": since.days}
+        return {"newly_refused": [*self.newly_refused], "complete": self.complete, "since": since.days}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ import pytest
 from sqlalchemy import Executable, delete, insert, select, text, update
 from structlog.testing import capture_logs
 
+from kms.administration.folder import FolderPolicies
 from kms.anchor import FileAnchor
 from kms.database.engine import writing
+from kms.database.migrate import migrate
 from kms.database.schema import (
     active_policy,
     policy_changes,
@@ -19,9 +21,13 @@ from kms.database.schema import (
     policy_revisions,
     policy_signatures,
 )
-from kms.policy.history import Head
+from kms.errors import ConfigurationError, LedgerUnavailable, NotFound, PolicyRefused
+from kms.operator_ports import PolicyPast
+from kms.packaged import packaged_folder
+from kms.policy.documents import RevokedDocument
+from kms.policy.history import Head, PolicyChange
 from kms.policy.revision import Revision
-from kms.policy_authority import PolicyUntrusted
+from kms.policy_authority import PolicyAuthority, PolicyUntrusted
 from kms.policy_following import FollowedPolicies
 from tests.changer import follow, open_changer
 from tests.unit.administration.conftest import OPERATOR, TRUST, PolicyRoom, open_room
@@ -197,6 +203,122 @@ async def test_a_change_that_was_written_by_hand(followed: Followed) -> None:
     assert "no authentic row" in await refused_by_a_fresh_server(room)
 
 
+async def revoked_chips(room: PolicyRoom) -> list[str]:
+    revision = (await room.changer.standing()).revision
+    assert revision is not None
+    documents = [each for each in revision.documents if isinstance(each, RevokedDocument)]
+    return sorted(chip.hex() for each in documents for chip in each.chips)
+
+
+BROKEN = [
+    lambda: delete(active_policy),
+    lambda: update(active_policy).values(revision=digest(WIDE), sequence=1),
+    lambda: text("UPDATE active_policy SET sequence = 'x'"),
+    lambda: text("UPDATE active_policy SET revision = NULL, sequence = X'00'"),
+    lambda: update(policy_changes).values(author="nobody"),
+    lambda: delete(policy_changes),
+]
+DAMAGE = ["pointer-gone", "pointer-back", "pointer-text", "pointer-null", "rows-edited", "rows-gone"]
+
+
+@pytest.fixture(params=BROKEN, ids=DAMAGE)
+async def damaged(request: pytest.FixtureRequest, room: PolicyRoom) -> PolicyRoom:
+    """A wide policy, of which a chip was revoked by command and used; then the database was damaged."""
+    await apply(room, WIDE)
+    await room.work.revoke(OPERATOR, "chip", OTHER_CHIP, reason="stolen")
+    await follow(room.changer).refresh()
+    try:
+        await by_hand(room, request.param())
+    except LedgerUnavailable:
+        pytest.skip("the database itself refuses this")
+    return room
+
+
+async def test_a_damaged_database_lifts_no_revocation(damaged: PolicyRoom) -> None:
+    standing = await damaged.changer.standing()
+    assert standing.untrusted
+    status = await damaged.work.status(OPERATOR)
+    assert (status["trusted"], status["untrusted"]) == (False, standing.untrusted)
+    with pytest.raises(PolicyRefused) as told:
+        await apply(damaged, WIDE)
+    assert told.value.reason == "revocations-lifted"
+    await damaged.work.rollback(OPERATOR, digest(WIDE), message="", expect=None)
+    assert await revoked_chips(damaged) == [OTHER_CHIP]
+
+
+async def test_a_chip_can_be_revoked_while_the_database_is_damaged(damaged: PolicyRoom) -> None:
+    outcome = await damaged.work.revoke(OPERATOR, "chip", CHIP, reason="stolen too")
+    assert outcome["changed"] is True
+    assert await revoked_chips(damaged) == sorted([CHIP, OTHER_CHIP])
+    await follow(damaged.changer).refresh()
+
+
+async def test_a_watched_folder_does_not_mend_a_damaged_database(damaged: PolicyRoom) -> None:
+    folder = FolderPolicies(changer=damaged.changer, journal=damaged.work.journal)
+    with pytest.raises(PolicyUntrusted):
+        await folder.apply(Revision.from_files(WIDE, development=False), WIDE)
+    with pytest.raises(PolicyUntrusted):
+        await folder.folder_revision()
+    with pytest.raises(PolicyUntrusted):
+        await follow(damaged.changer).refresh()
+
+
+async def test_when_nothing_can_be_told_no_revocation_is_lifted_by_accident(room: PolicyRoom) -> None:
+    await apply(room, WIDE)
+    await room.work.revoke(OPERATOR, "chip", OTHER_CHIP, reason="stolen")
+    await by_hand(room, update(policy_revisions).values(documents=b"[]"))
+    for attempt in (
+        apply(room, NARROW),
+        room.work.revoke(OPERATOR, "chip", CHIP, reason=""),
+        room.work.propose(OPERATOR, NARROW, message=""),
+    ):
+        with pytest.raises(PolicyRefused) as told:
+            await attempt
+        assert told.value.reason == "policy-untrusted"
+    with pytest.raises(NotFound):
+        await room.work.rollback(OPERATOR, digest(WIDE), message="", expect=None)
+    assert (await apply(room, NARROW, lift_revocations=True))["changed"] is True
+
+
+@pytest.mark.parametrize("sequence", [3, 2**53 - 1, 2**62])
+async def test_rows_of_nobody_hide_no_history_and_stop_no_change(room: PolicyRoom, sequence: int) -> None:
+    await apply(room, WIDE)
+    await apply(room, NARROW)
+    async with writing(room.engine) as connection:
+        row = dict((await connection.execute(select(policy_changes).limit(1))).mappings().one())
+    await by_hand(room, insert(policy_changes).values(**row | {"sequence": sequence, "mac": b"\0" * 32}))
+    page = await room.work.history(OPERATOR, before=None, limit=1)
+    assert [each["sequence"] for each in page["changes"]] == [2]
+    assert (await apply(room, WIDE))["sequence"] == 3
+    await follow(room.changer).refresh()
+
+
+async def test_a_change_between_two_looks_is_no_older_database(
+    room: PolicyRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process puts a change in force and uses it, while this one is looking."""
+    await apply(room, WIDE)
+    policies = follow(room.changer)
+    await policies.refresh()
+    verify, looked = PolicyAuthority.verify, False
+
+    async def slowly(
+        self: PolicyAuthority, head: Head, seen: Head | None, history: PolicyPast
+    ) -> PolicyChange:
+        nonlocal looked
+        if not looked:
+            looked = True
+            await apply(room, policy(CHIP, "33" * 64))  # and the anchor moves on with it
+        return await verify(self, head, seen, history)
+
+    await apply(room, NARROW)
+    monkeypatch.setattr(PolicyAuthority, "verify", slowly)
+    await policies.refresh()
+    active = await policies.active()
+    assert active is not None
+    assert active.policy.revision == digest(policy(CHIP, "33" * 64))
+
+
 async def test_a_policy_that_was_refused_is_mended_by_a_new_change(followed: Followed) -> None:
     room, policies = followed
     await by_hand(room, update(active_policy).values(revision=digest(WIDE), sequence=1))
@@ -322,3 +444,58 @@ async def test_the_anchor_is_written_before_a_policy_is_used(signed_room: Policy
     policies = follow(signed_room.changer)
     await policies.refresh()
     assert await signed_room.changer.anchor.read() == Head(1, digest(policy(CHIP)))
+
+
+SPOILED = [
+    "UPDATE policy_signatures SET signature = 9000000000000000000",
+    "UPDATE policy_signatures SET signature = 'text'",
+    "UPDATE policy_signatures SET public_key = 'not hex' || public_key",
+    "UPDATE policy_signatures SET format = X'00'",
+    "UPDATE policy_revisions SET documents = '[]'",
+    "UPDATE policy_revisions SET documents = 5",
+    "UPDATE policy_changes SET author = 5",
+    "UPDATE policy_changes SET made_at = X'FF'",
+    "UPDATE active_policy SET revision = X'FF'",
+]
+
+
+@pytest.mark.parametrize("statement", SPOILED)
+async def test_values_of_other_types_are_refused_by_name(signed_room: PolicyRoom, statement: str) -> None:
+    await in_force(signed_room, CHIP)
+    await by_hand(signed_room, text(statement))
+    assert await refused_by_a_fresh_server(signed_room)
+    changer = await open_changer(signed_room.engine, signed_room.folder, lambda: NOW, TRUST)
+    assert (await changer.standing()).untrusted
+
+
+async def test_files_of_other_types_are_as_if_they_were_not_there(room: PolicyRoom) -> None:
+    await apply(room, WIDE)
+    for spoiled in ("SET files = 5", "SET files = 'text'", "SET files = X'00'"):
+        await by_hand(room, text("UPDATE policy_revisions " + spoiled))
+        shown = await room.work.revision(OPERATOR, digest(WIDE))
+        assert list(shown["files"]) == ["policy.yaml"]
+
+
+TRIGGERS = [
+    "CREATE TRIGGER t BEFORE INSERT ON policy_changes BEGIN SELECT RAISE(IGNORE); END",
+    "CREATE TRIGGER t BEFORE INSERT ON active_policy BEGIN SELECT RAISE(IGNORE); END",
+    "CREATE TRIGGER t AFTER INSERT ON active_policy BEGIN UPDATE active_policy SET sequence = 1; END",
+    "CREATE TRIGGER t AFTER INSERT ON policy_changes BEGIN UPDATE policy_changes SET author = 'x'; END",
+]
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS)
+async def test_a_database_that_undoes_a_revocation_is_noticed(room: PolicyRoom, trigger: str) -> None:
+    await apply(room, WIDE)
+    await by_hand(room, text(trigger))
+    with pytest.raises(LedgerUnavailable, match="did not keep"):
+        await room.work.revoke(OPERATOR, "chip", OTHER_CHIP, reason="stolen")
+    with pytest.raises(ConfigurationError, match="trigger t"):
+        await migrate(room.engine, packaged_folder("migrations"))
+
+
+async def test_a_change_that_was_taken_back_is_noticed_while_serving(followed: Followed) -> None:
+    """Another server of this machine used change 3; the database then says that it never was."""
+    room, policies = followed
+    await room.changer.anchor.remember(Head(3, digest(policy(CHIP, "33" * 64))))
+    assert "older database" in await refused(policies)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,9 +13,10 @@ from kms.errors import Forbidden, NotFound, OperatorRefusal, PolicyConflict, Pol
 from kms.policy.history import PolicySignature
 from kms.policy.revision import Revision, written
 from kms.policy.statement import Statement
-from kms.policy.trust import sign_statement
-from tests.unit.administration.conftest import KEYS, OPERATOR, VIEWER, PolicyRoom
-from tests.world import COMPOSE_HASH, describe_image, image_document
+from kms.policy.trust import PolicyTrust, sign_statement
+from tests.changer import follow, open_changer
+from tests.unit.administration.conftest import KEYS, OPERATOR, TRUST, VIEWER, PolicyRoom
+from tests.world import COMPOSE_HASH, NOW, describe_image, image_document
 
 CHIP, OTHER_CHIP = "11" * 64, "22" * 64
 TCB = """---
@@ -290,3 +292,99 @@ async def test_a_signature_counts_only_by_a_trusted_key_over_this_statement(sign
         del KEYS["mallory"]
     assert told.value.reason == "key-not-trusted"
     assert [each[2] for each in await signed_room.recorded()][-2:] == ["signature-invalid", "key-not-trusted"]
+
+
+async def test_keys_can_leave_the_trust_file_once_the_others_have_signed(signed_room: PolicyRoom) -> None:
+    """What is in force comes into force anew: nothing changes but who stands for it."""
+    await in_force(signed_room, CHIP)
+    again = await apply(signed_room, policy(CHIP))
+    assert (again["changed"], again["sequence"]) == (False, 1)
+    await signed_room.work.propose(OPERATOR, policy(CHIP), message="alice leaves")
+    await sign(signed_room, digest(policy(CHIP)), "bob")
+    assert (await apply(signed_room, policy(CHIP)))["changed"] is False, "it takes the whole quorum"
+    await sign(signed_room, digest(policy(CHIP)), "carol")
+    renewed = await apply(signed_room, policy(CHIP))
+    assert (renewed["changed"], renewed["sequence"]) == (True, 2)
+    without_alice = PolicyTrust(keys={name: TRUST.keys[name] for name in ("bob", "carol")}, widen=2, narrow=1)
+    changer = await open_changer(signed_room.engine, signed_room.folder / "new", lambda: NOW, without_alice)
+    (signed_room.folder / "new").mkdir()
+    await follow(changer).refresh()  # a new server, without an anchor
+
+
+async def test_any_number_of_things_that_begin_alike_can_be_revoked(room: PolicyRoom) -> None:
+    await apply(room, policy(CHIP))
+    for number in range(15):
+        await room.work.revoke(OPERATOR, "chip", "ab" * 60 + f"{number:08x}", reason="")
+    assert (await room.work.status(VIEWER))["documents"]["revoked"] == 15
+
+
+async def test_applying_what_is_in_force_changes_not_how_it_was_written_and_is_recorded(
+    room: PolicyRoom,
+) -> None:
+    await apply(room, policy(CHIP))
+    commented = {**policy(CHIP), "app.yaml": b"# approved by nobody\n" + policy(CHIP)["app.yaml"]}
+    assert digest(commented) == digest(policy(CHIP))
+    await apply(room, commented)
+    shown = await room.work.revision(VIEWER, digest(policy(CHIP)))
+    assert shown["files"]["app.yaml"].encode() == policy(CHIP)["app.yaml"]
+    assert [each[2] for each in await room.recorded()] == ["done", "unchanged"]
+
+
+async def test_a_gate_that_cannot_judge_everything_says_so(room: PolicyRoom) -> None:
+    await apply(room, policy(CHIP))
+    room.rehearsed.complete = False
+    with pytest.raises(PolicyGated) as told:
+        await apply(room, policy(OTHER_CHIP), gate=timedelta(days=30))
+    assert told.value.reason == "too-many-records"
+
+
+async def test_who_expects_what_never_was_is_told_what_is(room: PolicyRoom) -> None:
+    await apply(room, policy(CHIP))
+    with pytest.raises(PolicyConflict) as told:
+        await room.work.apply(OPERATOR, policy(OTHER_CHIP), message="", expect="sha256:" + "0" * 64)
+    assert details(told.value)["active"]["revision"] == digest(policy(CHIP))
+
+
+async def test_only_so_many_proposals_wait_and_overtaken_ones_are_forgotten(signed_room: PolicyRoom) -> None:
+    await in_force(signed_room, CHIP)
+    for number in range(50):
+        await signed_room.work.propose(OPERATOR, policy(CHIP, f"{number + 100:0128x}"), message="")
+    with pytest.raises(PolicyRefused) as told:
+        await signed_room.work.propose(OPERATOR, policy(CHIP, OTHER_CHIP), message="")
+    assert told.value.reason == "too-many-proposals"
+    one = policy(CHIP, f"{100:0128x}")
+    await sign(signed_room, digest(one), "alice", "bob")
+    assert (await apply(signed_room, one))["changed"] is True
+    assert (await signed_room.work.proposals(VIEWER))["proposals"] == []
+    status = await signed_room.work.status(VIEWER)
+    assert [each["key"] for each in status["active"]["signatures"]] == ["alice", "bob"]
+
+
+async def test_where_there_is_no_trust_file_no_signature_is_taken(room: PolicyRoom) -> None:
+    proposal = await room.work.propose(OPERATOR, policy(CHIP), message="")
+    with pytest.raises(PolicyRefused) as told:
+        await room.work.sign(OPERATOR, digest(policy(CHIP)), signature("alice", proposal))
+    assert told.value.reason == "no-trust-file"
+
+
+async def test_who_reads_keeps_nobody_from_revoking(room: PolicyRoom) -> None:
+    await apply(room, policy(CHIP))
+    hold = asyncio.Event()
+
+    async def held(_: object) -> object:
+        await hold.wait()
+        raise AssertionError
+
+    reading = replace(room.work, beside=held)
+    lint = asyncio.create_task(reading.lint(VIEWER, policy(CHIP)))
+    await asyncio.sleep(0)
+    assert (await reading.revoke(OPERATOR, "chip", CHIP, reason="stolen"))["changed"] is True
+    lint.cancel()
+
+
+async def test_a_policy_of_mistakes_is_not_read_to_its_end(room: PolicyRoom) -> None:
+    wrong = b"".join(b"---\nkind: chips\nname: a%d\nchips: []\nzz: 1\n" % number for number in range(3000))
+    found = await room.work.lint(VIEWER, {"a.yaml": wrong})
+    assert found["valid"] is False
+    assert 1000 < len(found["findings"]) < 1010
+    assert any("the rest is not read" in each["message"] for each in found["findings"])
