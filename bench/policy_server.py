@@ -49,7 +49,9 @@ async def store(folder: Path, revisions: list[bytes]) -> None:
     """Write revisions into the database in `folder`, as a server has them; the first is in force."""
     async with _changer(folder) as changer:
         for each in revisions:
-            await changer.history.store(Revision.from_canonical(each), None)
+            # Not read: the server is a child, and begins with the memory that this process held.
+            stored = Revision(digest=digest_of(each), canonical=each, documents=())
+            await changer.history.store(stored, None)
         await _move(changer, digest_of(revisions[0]))
 
 

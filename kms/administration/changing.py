@@ -134,7 +134,8 @@ class PolicyChanger:
         """
         before, seen = standing.change, await self.anchor.read()
         renewed = before is not None and before.revision == revision.digest
-        if not renewed:
+        # What is in force is not written anew: nobody shall change under what words it was agreed to.
+        if not renewed or (files is not None and await self.history.files(revision.digest) is None):
             await self.history.store(revision, files)
         found = await self.beside(lambda: differences(standing.revision, revision))
         change = PolicyChange(

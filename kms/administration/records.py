@@ -36,7 +36,7 @@ from kms.verification import Question, explain
 _READ: Final = "release-read"
 _EXPLAIN: Final = "release-explain"
 _VERIFY: Final = "evidence-verify"
-UNREADABLE: Final = "unreadable"  # the outcome of a decision whose record somebody damaged
+_UNREADABLE: Final = "unreadable"  # the outcome of a decision whose record somebody damaged
 _WHICH: Final = ("release_id", "decided_at")
 _PROVEN: Final = ("app_id", "image", "chip_id")
 _NOTHING_IN_FORCE: Final = Revision.from_canonical(b"[]")  # it allows nobody
@@ -187,7 +187,7 @@ def _summary(entry: Json) -> Json:
         RecordedDecision.from_json(entry)
     except RecordDamaged:
         nothing = dict.fromkeys(("code", *_PROVEN, "policy_revision", "client"))
-        return {**_members(entry, _WHICH), "outcome": UNREADABLE, "reasons": [], **nothing}
+        return {**_members(entry, _WHICH), "outcome": _UNREADABLE, "reasons": [], **nothing}
     proven = entry["boot_info"]
     return {
         **_members(entry, (*_WHICH, "outcome", "code", "reasons")),

@@ -10,7 +10,14 @@ def main(argv: list[str]) -> int:
 
 def parser() -> Parser:
     """Give the parser of this group of commands."""
-    from kms.cli import policy_change, policy_explain, policy_keys, policy_read, policy_signing
+    from kms.cli import (
+        policy_change,
+        policy_explain,
+        policy_keys,
+        policy_read,
+        policy_signing,
+        policy_status,
+    )
 
     group = Group("kms policy", "Check policies, put them in force, see what they did and would do.")
     policy_read.add_lint(group)
@@ -18,6 +25,7 @@ def parser() -> Parser:
     policy_read.add_diff(group)
     policy_explain.add_what_if(group)
     policy_change.add_apply(group)
+    policy_status.add_status(group)
     policy_read.add_history(group)
     policy_read.add_show(group)
     policy_change.add_rollback(group)

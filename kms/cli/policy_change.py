@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kms.administration.policy_desk import refused
 from kms.cli.office import add_office_options, in_office
-from kms.cli.output import OK, REFUSED, print_json
+from kms.cli.output import OK, REFUSED, WrongUse, print_json
 from kms.cli.parsers import Group, span
 from kms.cli.policy_fetching import fetch_revision
+from kms.cli.policy_history import whole_candidate, whole_name
 from kms.cli.policy_keys import KEY_HELP, add_identity_option, load_key, wanted_identity
 from kms.cli.policy_signing import add_lift_option
 from kms.cli.policy_statements import NotSigned, check_proposal, proposal_lines, send_signature
 from kms.cli.policy_words import diff_lines
-from kms.cli.reading import read_candidate, read_revision, revision
+from kms.cli.reading import is_revision, read_candidate, read_revision, revision, revision_name
 from kms.cli.saying import Line, fields, say
 from kms.policy.findings import PolicyInvalid
 from kms.policy.revision import Revision
@@ -96,7 +96,7 @@ def add_rollback(group: Group) -> None:
         " a new change, and signed like any other. Exit status as of apply.",
         example="kms policy rollback sha256:38d1… --message 'the new kernel does not boot'",
     )
-    rollback.add_argument("revision", metavar="REV", type=revision, help="the earlier revision")
+    rollback.add_argument("revision", metavar="REV", type=revision_name, help="the earlier revision")
     rollback.add_argument("--message", metavar="TEXT", default="", help="why; kept with the change")
     _add_change_options(rollback)
     rollback.set_defaults(run=_rollback)
@@ -141,13 +141,17 @@ def _expectation(text: str) -> str:
 
 
 def _apply(arguments: argparse.Namespace) -> int:
+    if arguments.allow_refusals and arguments.gate is None:
+        raise WrongUse("--allow-refusals goes with --gate: without it nothing is refused for that")
     new = read_candidate(arguments.policy)
+    if isinstance(new, str):
+        _name_whole_to_sign(arguments, new)
     gate = None if arguments.allow_refusals else arguments.gate
 
     async def apply(desk: _Desk) -> "Json":
         return await desk.office.policies.apply(
             desk.actor,
-            new,
+            await whole_candidate(desk.office, desk.actor, new),
             message=arguments.message,
             expect=await desk.expected(),
             gate=gate,
@@ -163,9 +167,14 @@ def _apply(arguments: argparse.Namespace) -> int:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
+    _name_whole_to_sign(arguments, arguments.revision)
+
     async def rollback(desk: _Desk) -> "Json":
         return await desk.office.policies.rollback(
-            desk.actor, arguments.revision, message=arguments.message, expect=await desk.expected()
+            desk.actor,
+            await whole_name(desk.office, desk.actor, arguments.revision),
+            message=arguments.message,
+            expect=await desk.expected(),
         )
 
     async def meant(desk: _Desk, previous: Revision | None) -> Revision:
@@ -187,9 +196,15 @@ def _revoke(arguments: argparse.Namespace) -> int:
         try:
             return with_revocation(previous, arguments.kind, arguments.value, reason=arguments.reason)[0]
         except PolicyInvalid as error:
-            raise refused(error) from None
+            raise NotSigned(f"{arguments.value}: {error.findings[0].message}") from None
 
     return _change(arguments, revoke, meant)
+
+
+def _name_whole_to_sign(arguments: argparse.Namespace, name: str) -> None:
+    """Refuse to sign by the beginning of a name: the server would choose what is signed."""
+    if arguments.key is not None and not is_revision(name):
+        raise WrongUse("what is signed is named whole: sha256: and 64 hex digits")
 
 
 def _change(arguments: argparse.Namespace, act: _Act, meant: _Meant) -> int:

@@ -1,6 +1,7 @@
 """``kms policy explain`` and ``what-if``: why a guest was refused, and who would be."""
 
 import argparse
+import os
 import re
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from kms.cli.office import add_office_options, in_office
 from kms.cli.output import OK, REFUSED, Unreadable, WrongUse, print_json, read_file
 from kms.cli.parsers import Group, moment, span
+from kms.cli.policy_history import whole_candidate
 from kms.cli.policy_words import rehearsal_lines
 from kms.cli.reading import read_candidate
 from kms.cli.saying import Line, each_of, fields, optional_text, say, when
@@ -61,10 +63,14 @@ def add_what_if(group: Group) -> None:
 
 def _explain(arguments: argparse.Namespace) -> int:
     evidence, request = None, None
-    is_id = _RELEASE_ID.fullmatch(arguments.what) is not None and not Path(arguments.what).exists()
+    # Not by `pathlib`: a text too long for a name would be an error of the system's.
+    is_file = os.path.exists(arguments.what)  # noqa: PTH110
+    is_id = _RELEASE_ID.fullmatch(arguments.what) is not None and not is_file
+    if not is_id and not is_file:
+        raise Unreadable(f"{arguments.what}: neither a request id (32 hex digits) nor a file")
     if is_id and arguments.at is not None:
         raise WrongUse("--at is for evidence in a file: what is recorded has its own time")
-    if not is_id:
+    if is_file:
         evidence, request = _read_evidence(Path(arguments.what))
 
     async def work(office: "Office", actor: "Actor") -> int:
@@ -148,7 +154,8 @@ def _what_if(arguments: argparse.Namespace) -> int:
     new = read_candidate(arguments.policy)
 
     async def work(office: "Office", actor: "Actor") -> int:
-        answer = await office.policies.what_if(actor, new, since=arguments.since)
+        candidate = await whole_candidate(office, actor, new)
+        answer = await office.policies.what_if(actor, candidate, since=arguments.since)
         if arguments.json:
             print_json(answer)
         else:

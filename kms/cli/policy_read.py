@@ -3,22 +3,20 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kms.cli.office import add_office_options, in_office
 from kms.cli.output import OK, REFUSED, WrongUse, print_json
 from kms.cli.parsers import Group, count
 from kms.cli.policy_fetching import Fetched, fetch_revision
+from kms.cli.policy_history import fetch_changes, revision_in_force, whole_candidate, whole_name
 from kms.cli.policy_words import change_lines, diff_lines
-from kms.cli.reading import is_revision, read_candidate, revision
+from kms.cli.reading import read_candidate, revision_name
 from kms.cli.saying import Line, fields, say
-from kms.strict_json import JsonValue
 
 if TYPE_CHECKING:
     from kms.administration.office import Office
     from kms.operators import Actor
-
-_PAGE: Final = 500  # changes in one answer, at most
 
 
 def add_lint(group: Group) -> None:
@@ -58,7 +56,9 @@ def add_diff(group: Group) -> None:
     )
     diff.add_argument("what", metavar="DIR|REV", help="the policy; of two, the older one (a revision)")
     diff.add_argument("newer", metavar="DIR|REV", nargs="?", help="the newer one")
-    diff.add_argument("--from", dest="old", metavar="REV", type=revision, help="instead of what is in force")
+    diff.add_argument(
+        "--from", dest="old", metavar="REV", type=revision_name, help="instead of what is in force"
+    )
     add_office_options(diff)
     diff.set_defaults(run=_diff)
 
@@ -82,11 +82,13 @@ def add_show(group: Group) -> None:
     show = group.add(
         "show",
         summary="show a revision as it was written",
-        description="Show a revision as it was written, or write its files into a new folder. Files that"
-        " are not what the revision's digest names are not shown; its documents are then.",
+        description="Show a revision, or what is in force, as it was written, or write its files into a new"
+        " folder. Files that are not what the revision's digest names are not shown; its documents are then.",
         example="kms policy show sha256:38d1… --files restored/",
     )
-    show.add_argument("revision", metavar="REV", type=revision, help="the revision")
+    show.add_argument(
+        "revision", metavar="REV", type=revision_name, nargs="?", help="the revision (default: in force)"
+    )
     show.add_argument("--files", metavar="DIR", type=Path, help="write the files into this new folder")
     add_office_options(show)
     show.set_defaults(run=_show)
@@ -148,13 +150,18 @@ def _schema(_: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     what, newer, old = arguments.what, arguments.newer, arguments.old
     if newer is not None:
-        if old is not None or not is_revision(what):
+        first = read_candidate(what)
+        if old is not None or not isinstance(first, str):
             raise WrongUse("of two policies the first is a revision, and --from is not said as well")
-        what, old = newer, what
+        what, old = newer, first
     new = read_candidate(what)
 
     async def work(office: "Office", actor: "Actor") -> int:
-        diff = await office.policies.diff(actor, old=old, new=new)
+        diff = await office.policies.diff(
+            actor,
+            old=None if old is None else await whole_name(office, actor, old),
+            new=await whole_candidate(office, actor, new),
+        )
         if arguments.json:
             print_json(diff)
         else:
@@ -166,7 +173,7 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 def _history(arguments: argparse.Namespace) -> int:
     async def work(office: "Office", actor: "Actor") -> int:
-        changes = await _changes(office, actor, arguments.limit)
+        changes = await fetch_changes(office, actor, arguments.limit)
         if arguments.json:
             print_json({"changes": changes})
         elif changes:
@@ -178,25 +185,13 @@ def _history(arguments: argparse.Namespace) -> int:
     return in_office(arguments, work)
 
 
-async def _changes(office: "Office", actor: "Actor", limit: int) -> list[JsonValue]:
-    found: list[JsonValue] = []
-    before: int | None = None
-    while len(found) < limit:
-        page = fields(
-            await office.policies.history(actor, before=before, limit=min(_PAGE, limit - len(found))),
-            "history",
-        )
-        found += page.array("changes", at_most=_PAGE)
-        following = page.take("next")
-        if not isinstance(following, int):
-            break
-        before = following
-    return found
-
-
 def _show(arguments: argparse.Namespace) -> int:
     async def work(office: "Office", actor: "Actor") -> int:
-        fetched = await fetch_revision(office, actor, arguments.revision)
+        if arguments.revision is None:
+            name = await revision_in_force(office, actor)
+        else:
+            name = await whole_name(office, actor, arguments.revision)
+        fetched = await fetch_revision(office, actor, name)
         if arguments.files is not None:
             fetched.write(arguments.files)
         if arguments.json:

@@ -170,11 +170,7 @@ def _proposals(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(answer)
             return OK
-        listed = fields(answer, "proposals").array("proposals", at_most=MOST)
-        for proposal in listed:
-            say(_proposal(proposal))
-        if not listed:
-            say([Line("nothing waits for signatures")])
+        say(_listed(fields(answer, "proposals").array("proposals", at_most=MOST)))
         return OK
 
     return in_office(arguments, work)
@@ -197,11 +193,27 @@ def _signed(proposal: "Json", checked: Checked | None, arguments: argparse.Names
     return OK
 
 
-def _proposal(proposal: JsonValue) -> Iterator[Line]:
+def _listed(proposals: list[JsonValue]) -> Iterator[Line]:
+    waiting, overtaken = list[JsonValue](), list[JsonValue]()
+    for each in proposals:
+        stale = fields(each, "proposal").take("stale") is True
+        (overtaken if stale else waiting).append(each)
+    yield Line(f"waiting: {len(waiting) or 'nothing'}", "bold")
+    for each in waiting:
+        yield from _waiting(each)
+    for each in overtaken:
+        yield from proposal_lines(each)
+
+
+def _waiting(proposal: JsonValue) -> Iterator[Line]:
     yield from proposal_lines(proposal)
     read = fields(proposal, "proposal")
     yield Line(f"  proposed {when(read.text('made_at'))} by {read.text('author')}", "dim")
     if message := read.text("message"):
         yield Line(f"  {message}")
-    for line in diff_lines(read.object("diff")):
+    diff = read.take("diff")
+    if diff is None:
+        yield Line("  its documents are not stored any more: propose it again", "red")
+        return
+    for line in diff_lines(fields(diff, "diff")):
         yield Line(f"  {line.text}", line.style)

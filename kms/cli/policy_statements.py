@@ -47,6 +47,8 @@ class Checked:
 
     def lines(self) -> Iterator[Line]:
         """Say what is about to be signed."""
+        if not self.differences:
+            yield Line("no difference")
         for each in self.differences:
             yield difference_line(each.effect.value, each.document, each.text)
         statement = self.statement
@@ -90,11 +92,9 @@ async def check_proposal(
         raise NotSigned(f"the statement names {statement.revision}; what was meant is {policy.digest}")
     with collector_at_rest():
         found = differences(previous, policy)
-    intent = intent_of(found)
-    if intent is not statement.intent:
-        raise NotSigned(
-            f"the statement says that it {statement.intent}s; the documents say that it {intent}s"
-        )
+    # The other way round it only asks for more signatures: of what is put in force anew, for example.
+    if statement.intent is Intent.NARROW and intent_of(found) is Intent.WIDEN:
+        raise NotSigned("the statement says that it narrows; the documents say that it widens")
     return Checked(statement, found)
 
 
@@ -108,13 +108,14 @@ async def send_signature(
 
 
 def proposal_lines(proposal: JsonValue) -> Iterator[Line]:
-    """Say how many signatures a proposal has of how many, and what to run next."""
+    """Say how many signatures a proposal has of how many, and what to run next; overtaken ones in a line."""
     read = fields(proposal, "proposal")
     statement = _statement(read.object("statement"))
     stale, ready, needed = read.take("stale") is True, read.take("ready") is True, read.take("needed")
     if stale:
-        yield Line(f"overtaken: {statement.revision}", "dim")
-    elif ready:
+        yield Line(f"overtaken by another change, propose it again: {statement.revision}", "dim")
+        return
+    if ready:
         yield Line(f"ready to apply: {statement.revision}", "green")
     else:
         yield Line(f"waits for signatures: {statement.revision}", "yellow")
@@ -122,9 +123,7 @@ def proposal_lines(proposal: JsonValue) -> Iterator[Line]:
     of = f"{len(signed)} of {needed} signed" if isinstance(needed, int) else "no signature is needed"
     names = f" ({', '.join(signed)})" if signed else ""
     yield Line(f"  change {statement.sequence}, {statement.intent}s: {of}{names}")
-    if stale:
-        yield Line("  another change came into force since: propose it again")
-    elif ready:
+    if ready:
         yield Line(f"  next: kms policy apply {statement.revision}")
     else:
         yield Line(f"  next: kms policy approve {statement.revision} --key FILE")

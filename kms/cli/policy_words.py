@@ -7,6 +7,7 @@ from kms.cli.saying import Line, each_of, optional_text, texts, when
 from kms.strict_json import Fields
 
 _STYLES: Final = {"widens": "yellow", "narrows": "cyan", "neither": ""}
+_NO_FILE: Final = "(stored revision):"  # kms.policy.revision
 _MARKS: Final = {"widens": "+", "narrows": "-", "neither": "."}
 
 
@@ -47,12 +48,18 @@ def signers(change: Fields) -> list[str]:
     return found
 
 
-def finding_lines(findings: Fields) -> Iterator[Line]:
-    """Say FINDINGS as lint does: file, line, column, severity, message."""
+def finding_lines(findings: Fields, *, said: str) -> Iterator[Line]:
+    """Say FINDINGS as lint does: file, line, column, severity, message.
+
+    Of documents that are no file there is no place to look at, and nothing to add where `said` says it.
+    """
     for each in each_of(findings, "findings"):
-        place = f"{each.text('file')}:{each.integer('line')}:{each.integer('column')}"
-        severity = each.text("severity")
-        yield Line(f"{place}: {severity}: {each.text('message')}", "red" if severity == "error" else "yellow")
+        place = f"{each.text('file')}:{each.integer('line')}:{each.integer('column')}: "
+        severity, message = each.text("severity"), each.text("message")
+        if place.startswith(_NO_FILE):
+            place = ""
+        if place or message not in said:
+            yield Line(f"{place}{severity}: {message}", "red" if severity == "error" else "yellow")
 
 
 def _group_lines(group: Fields) -> Iterator[Line]:

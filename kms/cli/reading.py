@@ -16,6 +16,8 @@ from kms.settings import Settings, load_settings
 
 _MAX_FILE = 1 << 20  # bytes
 _REVISION = re.compile(r"sha256:[0-9a-f]{64}")
+_NAMED = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
+_ALGORITHM = "sha256:"
 
 
 def read_settings(config: Path | None) -> Settings:
@@ -49,29 +51,48 @@ def read_policy(path: Path, *, development: bool) -> Revision:
 
 
 def revision(text: str) -> str:
-    """Read the name of a revision, whole: a part of it would name whatever a server makes of it."""
+    """Read the name of a revision, whole: of a part, whoever answers chooses what it names.
+
+    So is named what is signed, and what must be in force.
+    """
     if not is_revision(text):
-        raise argparse.ArgumentTypeError("takes a revision: sha256: and 64 hex digits")
+        raise argparse.ArgumentTypeError("takes a revision whole: sha256: and 64 hex digits")
     return text
 
 
+def revision_name(text: str) -> str:
+    """Read the name of a revision, or the beginning of one, with or without its `sha256:`; give it with that.
+
+    `kms.cli.policy_history.whole_name` finds what a beginning names.
+    """
+    named = _NAMED.fullmatch(text)
+    if named is None:
+        raise argparse.ArgumentTypeError(
+            "takes a revision: sha256: and 64 hex digits, or at least the first 12 of them"
+        )
+    return f"{_ALGORITHM}{named[1]}"
+
+
 def is_revision(text: str) -> bool:
-    """Say whether this names a revision, and not a folder."""
+    """Say whether this names a revision whole."""
     return _REVISION.fullmatch(text) is not None
 
 
 def read_candidate(text: str) -> str | dict[str, bytes]:
-    """Give a policy as an office takes it: the revision that is named, or the files of the folder.
+    """Give a policy: the revision that is named (`revision_name`), or the files of the folder.
+
+    Digits without `sha256:` are a folder where there is one of that name.
 
     Raises:
-        WrongUse: a part of a revision's name.
+        WrongUse: what begins as a revision's name is none.
         ConfigurationError: no such folder, or it cannot be read.
 
     """
-    if is_revision(text):
-        return text
-    if text.startswith("sha256:"):
-        raise WrongUse("a revision is named whole: sha256: and 64 hex digits")
+    if text.startswith(_ALGORITHM) or (_NAMED.fullmatch(text) and not Path(text).exists()):
+        try:
+            return revision_name(text)
+        except argparse.ArgumentTypeError as error:
+            raise WrongUse(f"{text} {error}") from None
     return read_folder(Path(text))
 
 

@@ -13,6 +13,7 @@ from kms.strict_json import Fields, JsonValue
 _REMEDIES: Final = {
     "policy-conflict": "look at what changed, take it into yours, and apply again",
     "policy-gated": "if it is meant: --allow-refusals",
+    "policy-untrusted": "that is: kms policy apply DIR --lift-revocations",
     "revocations-lifted": "take them into the folder, as `kms policy show REV --files DIR` writes them;"
     " if it is meant: --lift-revocations",
 }
@@ -34,15 +35,15 @@ def _details(refusal: OperatorRefusal) -> list[Line]:
     # Through the same reader as any answer: a server's details are a server's.
     details = fields(cast("JsonValue", refusal.details), "details")
     try:
-        return list(_lines(details))
+        return list(_lines(details, refusal.detail))
     except AnswerUnreadable:
         # The sentence above says what happened; details of a form that is not known add nothing for people.
         return []
 
 
-def _lines(details: Fields) -> Iterator[Line]:
+def _lines(details: Fields, said: str) -> Iterator[Line]:
     if details.has("findings"):
-        yield from finding_lines(details)
+        yield from finding_lines(details, said=said)
     if (active := _given(details, "active")) is not None:
         yield Line("in force is:")
         yield from change_lines(active)

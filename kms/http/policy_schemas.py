@@ -65,6 +65,7 @@ class StatusAnswer(Shape):
 
     active: ChangeBody | None
     trusted: bool = Field(description="false: what the database names may not be used")
+    untrusted: str | None = Field(description="why not, as a sentence; null when it may")
     documents: dict[str, int] = Field(description="how many of each kind")
     trust: TrustBody | None = Field(description="null where no signatures are asked for")
     proposals: int = Field(description="how many wait for signatures")
@@ -72,6 +73,7 @@ class StatusAnswer(Shape):
     example: ClassVar[dict[str, Any]] = {
         "active": ChangeBody.example,
         "trusted": True,
+        "untrusted": None,
         "documents": {"app": 1, "image": 1, "tcb": 1},
         "trust": {"widen": 2, "narrow": 1, "keys": ["alice", "bob", "carol"]},
         "proposals": 0,
@@ -155,7 +157,9 @@ class ProposalAnswer(Shape):
     needed: int | None = Field(description="how many signatures; null where none are asked for")
     ready: bool = Field(description="there are enough: it can be applied")
     stale: bool = Field(description="another change came into force since: it must be proposed again")
-    diff: DiffAnswer
+    diff: DiffAnswer | None = Field(
+        description="null of one that is stale, or of which no documents are stored"
+    )
 
     example: ClassVar[dict[str, Any]] = {
         "statement": {

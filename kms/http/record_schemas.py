@@ -13,14 +13,16 @@ class SummaryBody(Shape):
 
     release_id: str = Field(description="also the request id that the guest was told")
     decided_at: str
-    outcome: Literal["released", "refused"]
+    outcome: Literal["released", "refused", "unreadable"] = Field(
+        description="unreadable: somebody damaged the record, and nothing else is known"
+    )
     code: str | None = Field(description="of a refusal")
     reasons: list[str]
     app_id: str | None
     image: str | None
     chip_id: str | None
     policy_revision: str | None
-    client: str
+    client: str | None = Field(description="its address; null where the record is unreadable")
 
     example: ClassVar[dict[str, Any]] = {
         "release_id": examples.ID,

@@ -72,7 +72,9 @@ class FolderWatcher:
         self._last: Files | None = None  # what the last look saw
         self._judged: Files | None = None  # what is applied, or known to be invalid
         self._watcher = Background("policy-folder", self.look, pause=_LOOK_EVERY)
+        self._ready: tuple[Files, Revision] | None = None  # judged, and still to be applied
         self._unsigned: str | None = None
+        self._said: str | None = None
         self.failing = False
 
     @property
@@ -131,21 +133,29 @@ class FolderWatcher:
             await self._look_for_signatures()
             return
         try:
-            revision = await asyncio.to_thread(_judge, files, development=self._development)
-            await self._apply(files, revision)
+            if self._ready is None or self._ready[0] != files:
+                self._ready = files, await asyncio.to_thread(_judge, files, development=self._development)
+            await self._apply(files, self._ready[1])
+            self._ready = self._said = None
             self.failing = False
         except PolicyInvalid as error:
             self._judged = files
             self._fail(error)
         except LedgerUnavailable as error:
-            _log.error("policy-folder-not-applied", cause=error.detail)
+            self._not_applied(error)
 
     async def _look_for_signatures(self) -> None:
         try:
             if self._unsigned is not None and self._unsigned == await self._store.folder_revision():
                 self._unsigned = None
         except LedgerUnavailable as error:
-            _log.error("policy-folder-not-applied", cause=error.detail)
+            self._not_applied(error)
+
+    def _not_applied(self, error: LedgerUnavailable) -> None:
+        """Say why the folder has to wait, once: it is tried again at every look."""
+        if self._said != error.detail:
+            self._said = error.detail
+            _log.error("policy-folder-not-applied", cause=error.detail, reason=error.reason)
 
     async def _apply(self, files: Files, revision: Revision) -> None:
         if revision.digest != await self._store.folder_revision():

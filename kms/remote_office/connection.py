@@ -21,6 +21,8 @@ MAX_ANSWER: Final = 128 << 20  # bytes; the largest is a revision's documents an
 _MOST_VALUES: Final = 8_000_000
 _DEADLINE: Final = 600.0  # seconds, for a whole exchange: what-if judges a month of records
 _CONNECT_WITHIN: Final = 10.0
+# Raised before a byte of the request is sent: TCP or TLS failed, or no connection was free.
+_NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,16384}")
 
 
@@ -42,8 +44,11 @@ class Connection:
             raise ConfigurationError(
                 "the token is not one word of ASCII characters", remedy="write it alone into its file"
             )
+        base = https_url(url)
+        netloc = base.netloc.decode("ascii")
+        self._place = netloc if base.port is not None else f"{netloc}:443"
         self._client = httpx2.AsyncClient(
-            base_url=https_url(url),
+            base_url=base,
             verify=client_context(ca),
             transport=transport,
             timeout=httpx2.Timeout(_DEADLINE, connect=_CONNECT_WITHIN),
@@ -83,7 +88,8 @@ class Connection:
 
         Raises:
             OperatorRefusal, Malformed, TooLarge, Unavailable: what the server says.
-            ServerUnreachable: the network failed, or the answer did not come within ten minutes.
+            ServerUnreachable: the network failed, or the answer did not come within ten minutes; the
+                sentence says whether anything was sent.
             ServerUntrusted: the TLS certificate does not verify.
             ServerFailed: the server could not do it.
             AnswerRejected: no answer of an attested KMS.
@@ -101,10 +107,13 @@ class Connection:
             fault = certificate_fault(error)
             if fault is not None:
                 raise ServerUntrusted(f"the server's TLS certificate was refused: {fault}") from None
-            why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-            raise ServerUnreachable(
-                f"{why or type(error).__name__}; whether the server did it is not known"
-            ) from None
+            late = isinstance(error, TimeoutError | httpx2.TimeoutException)
+            why = "no answer in time" if late else str(error) or type(error).__name__
+            if isinstance(error, _NOT_SENT):
+                raise ServerUnreachable(
+                    f"could not connect to {self._place}: {why}; nothing was done"
+                ) from None
+            raise ServerUnreachable(f"{why}; whether the server did it is not known") from None
         document = _object(response.status_code, answer)
         if response.is_success:
             return document

@@ -36,7 +36,7 @@ class ServerUntrusted(KmsError):
 
 
 class ServerUnreachable(Unavailable):
-    """No whole answer. Whether the server did what was asked is not known."""
+    """No connection, or no whole answer: the sentence says whether the server may have done it."""
 
     code = "server-unreachable"
 

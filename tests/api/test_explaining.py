@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import text
 
 from kms.administration.records import RecordAdministration
+from kms.database.engine import writing
 from kms.database.records import DecisionRecords
 from kms.errors import Forbidden, MalformedEvidence, MalformedRequest, NotFound
+from kms.http.record_schemas import SummaryBody
+from kms.ledger.recorded import RecordDamaged
 from kms.measurement.launch import LaunchDescription
 from kms.operator_ports import RecordFilter
 from kms.operators import Actor, Proof, Role
@@ -432,6 +436,51 @@ async def test_releases_are_listed_page_by_page(world: World) -> None:
         }
     of_app: dict[str, Any] = await work(world).releases(OPERATOR, RecordFilter(app=APP_ID), limit=50)
     assert (len(of_app["releases"]), of_app["next"]) == (3, None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: "{",
+        lambda _: "[]",
+        lambda _: 7,
+        lambda entry: json.dumps(without(entry, "client")),
+        lambda entry: json.dumps(without(entry, "release_id")),
+        lambda entry: json.dumps({**entry, "outcome": ["released"]}),
+        lambda entry: json.dumps({**entry, "boot_info": without(entry["boot_info"], "chip_id")}),
+        lambda entry: json.dumps({**entry, "decided_at": "2020-01-01T00:00:00.000000Z"}),
+    ],
+)
+async def test_a_damaged_record_is_listed_as_that_and_hides_no_other(
+    world: World, damage: Callable[[dict[str, Any]], object]
+) -> None:
+    for _ in range(3):
+        assert (await world.ask()).status == 200
+    office = work(world)
+    whole: list[Any] = (await office.releases(OPERATOR, RecordFilter(), limit=3))["releases"]  # type: ignore[assignment]
+    newest, hurt, oldest = whole
+    entry = await office.release(OPERATOR, hurt["release_id"])
+    async with writing(world.engine) as connection:
+        # By hand: SQLite keeps values of any type.
+        change = text("UPDATE decisions SET entry = :entry WHERE id = :id")
+        await connection.execute(change, {"entry": damage(entry), "id": hurt["release_id"]})
+    pages, before = [], None
+    for _ in range(3):
+        page: dict[str, Any] = await office.releases(OPERATOR, RecordFilter(before=before), limit=1)
+        pages += page["releases"]
+        before = page["next"]
+    unreadable = {
+        **dict.fromkeys(hurt),
+        "release_id": hurt["release_id"],
+        "decided_at": hurt["decided_at"],
+        "outcome": "unreadable",
+        "reasons": [],
+    }
+    assert (pages, before) == ([newest, unreadable, oldest], None)
+    SummaryBody.model_validate(unreadable)
+    for call in (office.release, office.explain):
+        with pytest.raises(RecordDamaged, match=hurt["release_id"]):
+            await call(OPERATOR, hurt["release_id"])
 
 
 async def test_a_record_is_given_whole_and_what_was_read_is_recorded(world: World) -> None:

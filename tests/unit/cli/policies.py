@@ -53,7 +53,14 @@ def change_answer(revision: Revision, **changes: Any) -> Any:
 
 def status_answer(revision: Revision | None) -> Any:
     active = None if revision is None else change_answer(revision)
-    return {"active": active, "trusted": True, "documents": {}, "trust": None, "proposals": 0}
+    return {
+        "active": active,
+        "trusted": True,
+        "untrusted": None,
+        "documents": {} if revision is None else {"chips": 1},
+        "trust": None,
+        "proposals": 0,
+    }
 
 
 def proposal_answer(

@@ -236,13 +236,23 @@ class TestApply:
         assert run(["policy", "apply", folder, "--key", key]) == 0
         assert "the key was not used" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("command", ["apply", "diff", "what-if"])
-    def test_a_part_of_a_revision_names_nothing(
-        self, in_force: FakeOffice, command: str, capsys: Captured
+    def test_refusals_are_only_allowed_where_there_is_a_gate(
+        self, in_force: FakeOffice, folder: str, capsys: Captured
     ) -> None:
-        assert run(["policy", command, NEW.digest[:20]]) == 2
-        assert "named whole" in capsys.readouterr().err
+        assert run(["policy", "apply", folder, "--allow-refusals"]) == 2
+        assert "--allow-refusals goes with --gate" in capsys.readouterr().err
         assert in_force.calls == []
+
+    def test_a_gate_that_cannot_judge_all_says_so(
+        self, in_force: FakeOffice, folder: str, capsys: Captured
+    ) -> None:
+        in_force.answers["apply"] = PolicyGated(
+            "there are more records than can be judged: ask for a shorter time", reason="too-many-records"
+        )
+        assert run(["policy", "apply", folder, "--gate"]) == 1
+        assert capsys.readouterr().err == (
+            "kms policy: policy-gated: there are more records than can be judged: ask for a shorter time\n"
+        )
 
     def test_signed_but_not_by_enough_it_still_waits(
         self, in_force: FakeOffice, folder: str, key: str, capsys: Captured
@@ -296,6 +306,78 @@ class TestNothingElseIsSigned:
         self.refused(in_force, proposal_answer(OLD, NEW), folder, key, "--identity", b64url(b"o" * 32))
 
 
+class TestPartsOfNames:
+    """Twelve digits name a revision that was in force, where nothing is signed by that."""
+
+    PART = OLD.digest[:19]
+
+    @pytest.fixture
+    def known(self, in_force: FakeOffice, capsys: Captured) -> FakeOffice:
+        first = change_answer(OLD, sequence=1)
+        second = change_answer(NEW, sequence=2, previous=OLD.digest)
+        in_force.answers["history"] = {"changes": [second, first], "next": None}
+        in_force.answers["diff"] = diff_answer(OLD, NEW)
+        in_force.answers["rollback"] = outcome_answer(NEW, OLD)
+        return in_force
+
+    @pytest.mark.parametrize("part", [PART, PART.removeprefix("sha256:"), OLD.digest.removeprefix("sha256:")])
+    def test_wherever_a_revision_is_taken(self, known: FakeOffice, part: str) -> None:
+        assert run(["policy", "show", part]) == 0
+        assert run(["policy", "rollback", part]) == 0
+        assert run(["policy", "apply", part]) == 0
+        assert run(["policy", "diff", part, NEW.digest[:24]]) == 0
+        assert run(["policy", "diff", NEW.digest, "--from", part]) == 0
+        assert [each["revision"] for each in known.asked("revision")] == [OLD.digest]
+        assert [each["revision"] for each in known.asked("rollback")] == [OLD.digest]
+        assert [each["new"] for each in known.asked("apply")] == [OLD.digest]
+        assert known.asked("diff") == [{"old": OLD.digest, "new": NEW.digest}] * 2
+
+    def test_what_is_only_known_as_the_one_before(self, known: FakeOffice) -> None:
+        """The change that put it in force is further back than is looked."""
+        changes = [change_answer(NEW, sequence=900, previous=OLD.digest)] * 500
+        known.answers["history"] = {"changes": changes, "next": 401}
+        assert run(["policy", "show", self.PART]) == 0
+        assert len(known.asked("history")) == 1
+
+    def test_it_begins_no_revision(self, known: FakeOffice, capsys: Captured) -> None:
+        assert run(["policy", "show", "0" * 12]) == 2
+        assert f"begins with sha256:{'0' * 12}" in capsys.readouterr().err
+
+    def test_it_begins_two_revisions(self, known: FakeOffice, capsys: Captured) -> None:
+        other = f"{self.PART}{'0' * 52}"
+        known.answers["history"] = {
+            "changes": [change_answer(OLD), change_answer(OLD, previous=other)],
+            "next": None,
+        }
+        assert run(["policy", "rollback", self.PART]) == 2
+        said = capsys.readouterr().err
+        assert "the beginning of 2 revisions" in said
+        assert OLD.digest in said
+        assert other in said
+        assert known.asked("rollback") == []
+
+    @pytest.mark.parametrize("part", [OLD.digest[:18], "sha256:", f"{OLD.digest}0", OLD.digest.upper()])
+    @pytest.mark.parametrize("command", ["show", "rollback", "apply", "diff", "what-if"])
+    def test_what_is_no_part(self, known: FakeOffice, command: str, part: str) -> None:
+        assert run(["policy", command, part]) == 2
+        assert known.calls == []
+
+    def test_a_folder_that_is_called_so_is_a_folder(self, known: FakeOffice) -> None:
+        Path("0123456789ab").mkdir()
+        (Path("0123456789ab") / "chips.yaml").write_bytes(files(CHIP_A, CHIP_B)["chips.yaml"])
+        assert run(["policy", "apply", "0123456789ab"]) == 0
+        assert known.asked("apply")[0]["new"] == files(CHIP_A, CHIP_B)
+
+    @pytest.mark.parametrize("command", ["apply", "rollback"])
+    def test_what_is_signed_is_named_whole(
+        self, known: FakeOffice, key: str, capsys: Captured, command: str
+    ) -> None:
+        """A server could answer with a revision that was made to begin so."""
+        assert run(["policy", command, self.PART, "--key", key]) == 2
+        assert "named whole" in capsys.readouterr().err
+        assert known.calls == []
+
+
 class TestRollback:
     def test_it_names_the_revision_and_says_why(self, in_force: FakeOffice) -> None:
         in_force.answers["rollback"] = outcome_answer(NEW, OLD)
@@ -345,6 +427,33 @@ class TestRevoke:
     def test_a_reason_is_needed(self, in_force: FakeOffice) -> None:
         assert run(["policy", "revoke", "chip", CHIP_B]) == 2
         assert in_force.calls == []
+
+    def test_a_value_of_another_kind_is_said_without_a_place(
+        self, in_force: FakeOffice, capsys: Captured
+    ) -> None:
+        """Nobody wrote that document, so there is no line to look at."""
+        finding = {
+            "file": "(stored revision)",
+            "line": 1,
+            "column": 1,
+            "severity": "error",
+            "message": "there is no image `nope`",
+        }
+        in_force.answers["revoke"] = PolicyRefused(
+            "nope: there is no image `nope`", details={"findings": [finding]}
+        )
+        assert run(["policy", "revoke", "image", "nope", "--reason", "x"]) == 1
+        assert capsys.readouterr().err == "kms policy: policy-invalid: nope: there is no image `nope`\n"
+
+    def test_a_value_that_the_server_takes_and_this_machine_does_not_is_not_signed(
+        self, in_force: FakeOffice, key: str, capsys: Captured
+    ) -> None:
+        in_force.answers["revoke"] = outcome_answer(OLD, NEW, proposal=proposal_answer(OLD, NEW, needed=1))
+        assert run(["policy", "revoke", "chip", "nope", "--reason", "x", "--key", key]) == 1
+        assert in_force.asked("sign") == []
+        said = capsys.readouterr().err
+        assert said.startswith("kms policy: not-signed: nope: ")
+        assert "stored revision" not in said
 
     def test_only_what_can_be_revoked(self, in_force: FakeOffice) -> None:
         assert run(["policy", "revoke", "guest", CHIP_B, "--reason", "x"]) == 2

@@ -121,8 +121,10 @@ class TestExplain:
         assert run(["policy", "explain", RELEASE, "--at", "2026-11-22T08:00:00Z"]) == 2
         assert office.calls == []
 
-    def test_neither_an_id_nor_a_file(self, office: FakeOffice) -> None:
-        assert run(["policy", "explain", RELEASE[:-1]]) == 2
+    @pytest.mark.parametrize("what", ["0123", RELEASE[:-1], RELEASE.upper(), "x" * 5000])
+    def test_neither_an_id_nor_a_file(self, office: FakeOffice, capsys: Captured, what: str) -> None:
+        assert run(["policy", "explain", what]) == 2
+        assert f"{what}: neither a request id (32 hex digits) nor a file\n" in capsys.readouterr().err
         assert office.calls == []
 
 

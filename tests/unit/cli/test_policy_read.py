@@ -1,4 +1,4 @@
-"""``kms policy lint``, ``diff``, ``history``, ``show``."""
+"""``kms policy lint``, ``diff``, ``status``, ``history``, ``show``."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,7 @@ from tests.unit.cli.policies import (
     files,
     policy,
     revision_answer,
+    status_answer,
 )
 
 Captured = pytest.CaptureFixture[str]
@@ -111,7 +112,62 @@ class TestHistory:
         assert capsys.readouterr().out == "no policy was ever in force\n"
 
 
+class TestStatus:
+    def test_what_is_in_force_who_signs_and_what_waits(self, office: FakeOffice, capsys: Captured) -> None:
+        office.answers["status"] = {
+            **status_answer(NEW),
+            "documents": {"app": 2, "chips": 1},
+            "trust": {"widen": 2, "narrow": 1, "keys": ["alice", "bob"]},
+            "proposals": 3,
+        }
+        assert run(["policy", "status"]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "in force:",
+            f"   4  {NEW.digest}",
+            "      2026-11-22 08:00:00  apply, widens, by alice (token)",
+            "      first",
+            "documents: 2 app, 1 chips",
+            "signatures: 2 to widen, 1 to narrow, of alice, bob",
+            "waiting: 3 proposal(s), see kms policy proposals",
+        ]
+
+    def test_without_a_trust_file(self, office: FakeOffice, capsys: Captured) -> None:
+        office.answers["status"] = status_answer(NEW)
+        assert run(["policy", "status"]) == 0
+        said = capsys.readouterr().out
+        assert said.endswith("signatures: none are asked for (no trust file)\nwaiting: nothing\n")
+
+    def test_before_the_first(self, office: FakeOffice, capsys: Captured) -> None:
+        office.answers["status"] = status_answer(None)
+        assert run(["policy", "status"]) == 0
+        assert capsys.readouterr().out.startswith("no policy is in force: nobody gets a key\n")
+
+    def test_what_may_not_be_used_is_said_first(self, office: FakeOffice, capsys: Captured) -> None:
+        why = "change 7 is older than one that this KMS has seen"
+        office.answers["status"] = {**status_answer(None), "trusted": False, "untrusted": why}
+        assert run(["policy", "status"]) == 1
+        first, second, *_ = capsys.readouterr().out.splitlines()
+        assert first.startswith("NOT TRUSTED: ")
+        assert second.strip() == why
+
+    def test_json_is_the_answer(self, office: FakeOffice, capsys: Captured) -> None:
+        office.answers["status"] = status_answer(NEW)
+        assert run(["policy", "status", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == status_answer(NEW)
+
+
 class TestShow:
+    def test_what_is_in_force_if_nothing_is_named(self, office: FakeOffice) -> None:
+        office.answers["status"] = status_answer(OLD)
+        office.answers["revision"] = revision_answer(OLD, files(CHIP_A))
+        assert run(["policy", "show"]) == 0
+        assert office.asked("revision") == [{"revision": OLD.digest}]
+
+    def test_nothing_is_in_force(self, office: FakeOffice, capsys: Captured) -> None:
+        office.answers["status"] = status_answer(None)
+        assert run(["policy", "show"]) == 2
+        assert "no policy is in force" in capsys.readouterr().err
+
     def test_files_are_written_as_they_were(self, office: FakeOffice, capsys: Captured) -> None:
         written = files(CHIP_A, **{"deep/er.yaml": b"# nothing\n"})
         office.answers["revision"] = revision_answer(OLD, written)

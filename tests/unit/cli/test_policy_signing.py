@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from kms.cli import run
 from kms.cli.policy_keys import load_key
-from kms.errors import NotFound
+from kms.errors import NotFound, PolicyRefused
 from kms.policy.history import Intent, SignatureFormat
 from kms.policy.statement import SSH_NAMESPACE, Statement
 from kms.policy.trust import PolicyTrust, verify_policy_signature
@@ -207,9 +207,12 @@ class TestSigning:
         assert run(["policy", "approve", NEW.digest, "--key", "k", "--json"]) == 2
         assert json.loads(capsys.readouterr().out)["error"]["code"] == "not-found"
 
-    def test_a_part_of_a_revision_names_nothing(self, proposed: FakeOffice) -> None:
+    @pytest.mark.parametrize("part", [NEW.digest[:20], NEW.digest.removeprefix("sha256:")])
+    def test_what_is_signed_is_named_whole(self, proposed: FakeOffice, part: str) -> None:
+        """Whoever answers would choose which proposal begins so: 12 digits can be made to fit."""
         write_key(Path("k"))
-        assert run(["policy", "approve", NEW.digest[:20], "--key", "k"]) == 2
+        assert run(["policy", "approve", part, "--key", "k"]) == 2
+        assert run(["policy", "statement", part]) == 2
         assert proposed.calls == []
 
     def test_the_statement_is_printed_to_the_byte(
@@ -219,6 +222,14 @@ class TestSigning:
         captured = capfdbinary.readouterr()
         assert captured.out == STATEMENT.canonical
         assert b"+ widens " in captured.err
+
+    def test_what_is_in_force_is_signed_anew(self, proposed: FakeOffice, capsys: Captured) -> None:
+        """After a key left the trust file. It asks for as many signatures as if it widened."""
+        proposed.answers["proposal"] = proposal_answer(NEW, NEW, intent=Intent.WIDEN)
+        write_key(Path("k"))
+        assert run(["policy", "approve", NEW.digest, "--key", "k"]) == 0
+        assert len(proposed.asked("sign")) == 1
+        assert capsys.readouterr().out.startswith("no difference\nchange 5 of KMS ")
 
     def test_a_statement_that_the_documents_do_not_bear_out_is_not_printed(
         self, proposed: FakeOffice, capfdbinary: pytest.CaptureFixture[bytes]
@@ -260,16 +271,44 @@ class TestProposals:
         self, proposed: FakeOffice, capsys: Captured
     ) -> None:
         ready = proposal_answer(OLD, NEW, signed_by=("alice", "bob"))
-        proposed.answers["proposals"] = {"proposals": [ready, proposal_answer(OLD, NEW, stale=True)]}
+        proposed.answers["proposals"] = {"proposals": [ready]}
         assert run(["policy", "proposals"]) == 0
         said = capsys.readouterr().out
+        assert said.startswith("waiting: 1\n")
         assert f"ready to apply: {NEW.digest}" in said
         assert "2 of 2 signed (alice, bob)" in said
         assert f"kms policy apply {NEW.digest}" in said
-        assert "another change came into force since" in said
         assert "+ widens " in said
+
+    def test_what_was_overtaken_is_apart_in_a_line(self, proposed: FakeOffice, capsys: Captured) -> None:
+        overtaken = proposal_answer(None, OLD, stale=True, diff=None, signed_by=("alice", "bob"))
+        proposed.answers["proposals"] = {"proposals": [overtaken, proposal_answer(OLD, NEW)]}
+        assert run(["policy", "proposals"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[:2] == ["waiting: 1", f"waits for signatures: {NEW.digest}"]
+        assert lines[-1] == f"overtaken by another change, propose it again: {OLD.digest}"
+        assert len([line for line in lines if OLD.digest in line]) == 1
+
+    def test_one_without_its_documents(self, proposed: FakeOffice, capsys: Captured) -> None:
+        proposed.answers["proposals"] = {"proposals": [proposal_answer(OLD, NEW, diff=None)]}
+        assert run(["policy", "proposals"]) == 0
+        assert "its documents are not stored any more" in capsys.readouterr().out
 
     def test_none(self, proposed: FakeOffice, capsys: Captured) -> None:
         proposed.answers["proposals"] = {"proposals": []}
         assert run(["policy", "proposals"]) == 0
-        assert capsys.readouterr().out == "nothing waits for signatures\n"
+        assert capsys.readouterr().out == "waiting: nothing\n"
+
+
+class TestWithoutATrustFile:
+    """Nobody asks for signatures, so the server takes none: nobody shall think that one counted."""
+
+    @pytest.mark.parametrize("command", ["approve", "sign"])
+    def test_it_is_said(self, proposed: FakeOffice, capsys: Captured, command: str) -> None:
+        write_key(Path("k"))
+        Path("policies").mkdir()
+        (Path("policies") / "chips.yaml").write_bytes(files(CHIP_A, CHIP_B)["chips.yaml"])
+        proposed.answers["sign"] = PolicyRefused("this KMS has no trust file", reason="no-trust-file")
+        what = NEW.digest if command == "approve" else "policies"
+        assert run(["policy", command, what, "--key", "k"]) == 1
+        assert capsys.readouterr().err == "kms policy: policy-invalid: this KMS has no trust file\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, text, update
+from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.database import records as records_module
@@ -18,7 +18,7 @@ from kms.database.records import DecisionRecords
 from kms.database.schema import decisions
 from kms.errors import LedgerUnavailable, NotFound
 from kms.identifiers import AppId, ChipId
-from kms.ledger.entries import REFUSED, RELEASED, DecisionEntry
+from kms.ledger.entries import REFUSED, RELEASED, DecisionEntry, timestamp
 from kms.ledger.recorded import RecordDamaged, RecordedDecision
 from kms.operator_ports import RecordFilter
 from kms.packaged import packaged_folder
@@ -80,7 +80,7 @@ async def found(records: DecisionRecords, limit: int = 50, **wanted: Any) -> lis
 
 async def scanned(records: DecisionRecords, since: datetime, until: datetime | None = None) -> list[str]:
     entries = [each async for each in records.scan(since, until=until)]
-    return [str(each["release_id"]) if isinstance(each, dict) else "damaged" for each in entries]
+    return [str(each.get("release_id")) if isinstance(each, dict) else "damaged" for each in entries]
 
 
 async def test_a_decision_is_found_by_its_id_as_it_was_recorded(
@@ -211,18 +211,27 @@ async def test_pages_are_found_by_index(
     assert steps[0].startswith("SEARCH") or wanted in {RecordFilter(), RecordFilter(outcome=REFUSED)}
 
 
-@pytest.mark.parametrize("written", [b"\xff", b"{", b"[]", b"[" * 100_000])
-async def test_what_was_overwritten_is_said_and_does_not_stop_a_scan(
-    engine: AsyncEngine, records: DecisionRecords, written: bytes
+OTHERS = b'{"release_id": "a", "decided_at": "2026-11-22T12:00:00.000000Z"}'
+
+
+@pytest.mark.parametrize("written", [b"\xff", b"{", b"[]", b"[" * 100_000, "text", 5, b"{}", OTHERS])
+async def test_what_was_overwritten_is_said_and_hides_nothing_else(
+    engine: AsyncEngine, records: DecisionRecords, written: object
 ) -> None:
-    await record(engine, entry("a"), entry("b", NOW + MINUTE))
+    await record(engine, *(entry(name, NOW + MINUTE * place) for place, name in enumerate("abc")))
     async with writing(engine) as connection:
-        await connection.execute(update(decisions).where(decisions.c.id == "b").values(entry=written))
-    with pytest.raises(RecordDamaged, match="b is not a JSON object"):
+        # As a shell of the database would: SQLite keeps values of any type.
+        await connection.execute(
+            text("UPDATE decisions SET entry = :written WHERE id = 'b'"), {"written": written}
+        )
+    with pytest.raises(RecordDamaged, match="decision b is not the JSON object"):
         await records.entry("b")
-    with pytest.raises(RecordDamaged):
-        await found(records)
-    assert await scanned(records, NOW) == ["damaged", "a"]
+    assert await found(records) == ["c", "b", "a"]
+    listed = await records.entries(RecordFilter(), limit=50)
+    assert listed[1] == {"release_id": "b", "decided_at": timestamp(NOW + MINUTE)}
+    assert await found(records, limit=1, before="c") == ["b"]
+    assert await found(records, limit=1, before="b") == ["a"]
+    assert len(await scanned(records, NOW)) == 3
 
 
 async def test_a_database_that_does_not_answer_is_unavailable(

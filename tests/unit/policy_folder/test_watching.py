@@ -169,3 +169,30 @@ async def test_a_folder_that_waits_for_signatures_is_said_until_they_are_there(
     store.applied.append(waiting)  # as `kms policy apply` of what was signed does
     await watcher.look()
     assert not watcher.unsigned
+
+
+async def test_a_folder_that_has_to_wait_is_said_once_and_judged_once(
+    watcher: FolderWatcher, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = 0
+    from_files = Revision.from_files.__func__  # type: ignore[attr-defined]
+
+    def count(cls: type[Revision], files: Mapping[str, bytes], *, development: bool) -> Revision:
+        nonlocal judged
+        judged += 1
+        revision: Revision = from_files(cls, files, development=development)
+        return revision
+
+    monkeypatch.setattr(Revision, "from_files", classmethod(count))
+    store.fails = LedgerUnavailable("an older database was put in its place", reason="policy-untrusted")
+    (folder / "a.yaml").write_text(TWO)
+    with capture_logs() as logs:
+        for _ in range(5):
+            await watcher.look()
+    assert [(each["event"], each["reason"]) for each in logs] == [
+        ("policy-folder-not-applied", "policy-untrusted")
+    ]
+    assert judged == 1
+    store.fails = None
+    await watcher.look()
+    assert len(store.applied) == 2

@@ -1,6 +1,7 @@
 """The remote office against the real application, in process: as if the office were here."""
 
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -320,11 +321,43 @@ def _fails(error: Exception) -> Callable[[], httpx2.Response]:
     return fail
 
 
-async def test_a_network_that_fails_and_a_server_that_is_another() -> None:
-    with pytest.raises(ServerUnreachable, match="refused; whether the server did it is not known"):
-        await status_of(Network(_fails(httpx2.ConnectError("refused"))))
-    with pytest.raises(ServerUnreachable, match="ReadTimeout"):
-        await status_of(Network(_fails(httpx2.ReadTimeout(""))))
+@pytest.mark.parametrize(
+    "error",
+    [httpx2.ReadTimeout(""), httpx2.WriteTimeout(""), httpx2.ReadError("reset"), httpx2.WriteError("reset"),
+     httpx2.RemoteProtocolError("it hung up")],
+)  # fmt: skip
+async def test_after_something_was_sent_nobody_knows(error: Exception) -> None:
+    with pytest.raises(ServerUnreachable, match=r"; whether the server did it is not known$") as raised:
+        await status_of(Network(_fails(error)))
+    assert raised.value.detail.startswith(str(error) or "no answer in time")
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [("https://kms:8443", "kms:8443"), ("https://kms/", "kms:443"), ("https://[2001:db8::1]:8443",
+     "[2001:db8::1]:8443")],
+)  # fmt: skip
+@pytest.mark.parametrize("error", [httpx2.ConnectError("refused"), httpx2.ConnectTimeout("")])
+async def test_without_a_connection_nothing_was_done(url: str, place: str, error: Exception) -> None:
+    async with open_remote(url, token=TOKEN, ca=None, transport=Network(_fails(error))) as office:
+        with pytest.raises(ServerUnreachable) as raised:
+            await office.policies.status(ME)
+    why = str(error) or "no answer in time"
+    assert raised.value.detail == f"could not connect to {place}: {why}; nothing was done"
+
+
+@pytest.mark.enable_socket
+async def test_a_port_where_nobody_listens() -> None:
+    """By the library's own errors, not by those that this test makes."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{bound.getsockname()[1]}"
+        async with open_remote(f"https://{place}", token=TOKEN, ca=None) as office:
+            with pytest.raises(ServerUnreachable, match=f"^could not connect to {place}: .*; nothing was"):
+                await office.policies.status(ME)
+
+
+async def test_a_server_that_is_another() -> None:
     refused = ssl.SSLCertVerificationError("refused")
     refused.verify_message = "self-signed certificate"
     untrusted = httpx2.ConnectError("TLS")
