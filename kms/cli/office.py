@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kms.cli.output import WrongUse
 from kms.cli.private_files import read_private
+from kms.cli.saying import printable
 from kms.operators import Actor, Proof, Role
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def in_office(arguments: argparse.Namespace, work: "Callable[[Office, Actor], Aw
 
 def _user() -> str:
     try:
-        return getpass.getuser()
+        # From the environment, so whatever somebody wrote there.
+        return printable(getpass.getuser())[:128] or f"uid {os.getuid()}"
     except (OSError, KeyError):
         # A container's user without an entry in its password file.
         return f"uid {os.getuid()}"

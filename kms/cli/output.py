@@ -43,10 +43,14 @@ def report_error(command: str, error: KmsError, *, as_json: bool) -> None:
         return
     if isinstance(error, WrongUse):
         sys.stderr.write(error.usage)
+    from kms.cli.saying import printable
+
     kind = f"{error.code}: " if isinstance(error, Malformed) else ""
-    sys.stderr.write(f"{command}: {kind}{error.detail}\n")
+    # A detail may repeat what a file or a server says.
+    lines = f"{command}: {kind}{error.detail}".splitlines()
+    sys.stderr.write("\n".join(map(printable, lines)) + "\n")
     if remedy:
-        sys.stderr.write(f"  {remedy}\n")
+        sys.stderr.write(f"  {printable(remedy)}\n")
 
 
 def read_file(path: str | os.PathLike[str], *, at_most: int = 1 << 30) -> bytes:

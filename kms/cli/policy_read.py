@@ -12,7 +12,7 @@ from kms.cli.policy_fetching import Fetched, fetch_revision
 from kms.cli.policy_history import fetch_changes, revision_in_force, whole_candidate, whole_name
 from kms.cli.policy_words import change_lines, diff_lines
 from kms.cli.reading import read_candidate, revision_name
-from kms.cli.saying import Line, fields, say
+from kms.cli.saying import Line, fields, printable, say
 
 if TYPE_CHECKING:
     from kms.administration.office import Office
@@ -130,7 +130,7 @@ def _lint(arguments: argparse.Namespace) -> int:
         )
     else:
         for finding in result.findings:
-            print(finding)
+            print(printable(str(finding)))
         print(
             f"{len(result.sources)} document(s) in {len(files)} file(s):"
             f" {found[Severity.ERROR]} error(s), {found[Severity.WARNING]} warning(s)"

@@ -5,6 +5,7 @@ the policy is computed from what the operator gave or asked for, the difference 
 revision before it, and only a statement that says the same is signed.
 """
 
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kms.background import collector_at_rest
 from kms.cli.policy_fetching import fetch_revision
 from kms.cli.policy_words import difference_line, signers
-from kms.cli.saying import AnswerUnreadable, Line, fields, optional_text
+from kms.cli.saying import AnswerUnreadable, Line, fields, optional_text, say
 from kms.encoding import b64url
 from kms.errors import OperatorRefusal
 from kms.policy.diff import Difference, differences, intent_of
@@ -101,10 +102,27 @@ async def check_proposal(
 async def send_signature(
     office: "Office", actor: "Actor", checked: Checked, key: Ed25519PrivateKey
 ) -> "Json":
-    """Sign a checked statement, send the signature, and give the proposal with it."""
+    """Sign a checked statement, send the signature, and give the proposal with it.
+
+    Raises:
+        NotSigned: somebody was shown what would be signed, and did not agree.
+
+    """
+    _ask(checked)
     return await office.policies.sign(
         actor, checked.statement.revision, sign_statement(checked.statement, key)
     )
+
+
+def _ask(checked: Checked) -> None:
+    """On a terminal, show what would be signed, and ask; elsewhere the command itself is the word."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    say(checked.lines(), error=True)
+    sys.stderr.write("sign this? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise NotSigned("nothing was signed")
 
 
 def proposal_lines(proposal: JsonValue) -> Iterator[Line]:

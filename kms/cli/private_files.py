@@ -22,8 +22,12 @@ def read_private(path: Path, *, what: str) -> bytes:
     """
     try:
         # The mode is that of the file that is read: what the path names may be another a moment later.
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        # Not blocking: a pipe in its place would hang the command.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable(f"{path}: not a regular file")
+            mode = stat.S_IMODE(status.st_mode)
             if mode & _FOREIGN_BITS:
                 raise ConfigurationError(
                     f"{path}: others than its owner can use this {what} (its mode is {mode:04o})",

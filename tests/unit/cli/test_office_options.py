@@ -1,5 +1,6 @@
 """Where operators' commands work: the settings' database, or a server that is shown a token."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 from kms.administration.office import Office
 from kms.cli import run
+from kms.cli.office import _user
+from kms.cli.output import Unreadable
+from kms.cli.private_files import read_private
 from tests.fake_office import FakeOffice
 from tests.unit.cli.policies import policy, status_answer
 
@@ -117,3 +121,15 @@ def test_what_others_wrote_does_not_move_the_cursor(office: FakeOffice, capsys: 
     said = capsys.readouterr().out
     assert "\\x1b[2Jall is well\\u202e" in said
     assert "\x1b" not in said
+
+
+def test_a_pipe_in_the_place_of_a_token_hangs_nothing(tmp_path: Path) -> None:
+    pipe = tmp_path / "token"
+    os.mkfifo(pipe, 0o600)
+    with pytest.raises(Unreadable, match="not a regular file"):
+        read_private(pipe, what="token")
+
+
+def test_the_name_of_a_user_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "mallory\x1b[2Jalice\u202e")
+    assert _user() == "mallory\\x1b[2Jalice\\u202e"

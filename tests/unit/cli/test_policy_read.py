@@ -223,3 +223,11 @@ class TestShow:
         assert run(["policy", "show", OLD.digest, "--files", "restored"]) == 2
         assert "not empty" in capsys.readouterr().err
         assert read_folder(Path("restored")) == {"mine.yaml": b"mine"}
+
+
+def test_what_a_file_says_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a\x1b[2J.yaml").write_text('kind: chips\nname: a\nchips: []\n"x\\e[2J\u202e": 1\n')
+    assert run(["policy", "lint", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    assert "\u202e" not in printed.out + printed.err

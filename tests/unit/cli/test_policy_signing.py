@@ -1,5 +1,6 @@
 """``kms policy keygen``, ``sign``, ``approve``, ``statement``, ``proposals``."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from kms.cli import run
 from kms.cli.policy_keys import load_key
+from kms.cli.policy_statements import Checked, NotSigned, _ask
 from kms.errors import NotFound, PolicyRefused
+from kms.policy.diff import Difference, Effect
 from kms.policy.history import Intent, SignatureFormat
 from kms.policy.statement import SSH_NAMESPACE, Statement
 from kms.policy.trust import PolicyTrust, verify_policy_signature
@@ -312,3 +315,31 @@ class TestWithoutATrustFile:
         what = NEW.digest if command == "approve" else "policies"
         assert run(["policy", command, what, "--key", "k"]) == 1
         assert capsys.readouterr().err == "kms policy: policy-invalid: this KMS has no trust file\n"
+
+
+class Terminal(io.StringIO):
+    """What somebody types at a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("typed", "signed"), [("y\n", True), ("no\n", False), ("", False)])
+def test_on_a_terminal_what_is_signed_is_shown_and_asked_for_first(
+    typed: str, signed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statement = Statement(
+        revision="sha256:" + "ab" * 32, sequence=7, previous=None, kms_identity=bytes(32), intent=Intent.WIDEN
+    )
+    checked = Checked(statement, (Difference("app payments", "chips", Effect.WIDENS, "any chip"),))
+    monkeypatch.setattr("sys.stdin", Terminal(typed))
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    if signed:
+        _ask(checked)
+    else:
+        with pytest.raises(NotSigned):
+            _ask(checked)
+    shown = terminal.getvalue()
+    assert "any chip" in shown
+    assert shown.endswith("sign this? [y/N] ")
