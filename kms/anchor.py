@@ -118,6 +118,7 @@ class FileAnchor:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = self._on_disk(lambda: os.open(path, flags, 0o600))
         try:
+            self._on_disk(lambda: _leave_to_owner_of(path.parent, descriptor))
             self._on_disk(lambda: _lock(descriptor))
             yield
         finally:
@@ -167,8 +168,10 @@ class FileAnchor:
     def _require_ours(self, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise _damaged(self.path, "not a regular file")
-        # Whoever can write it can bring an old policy back. It holds nothing secret.
-        if status.st_uid not in {os.geteuid(), 0} or status.st_mode & _FOREIGN_WRITE:
+        # Whoever can write it can bring an old policy back. It holds nothing secret. The folder's owner can
+        # replace it whatever its mode is: root works for a server that runs as somebody else.
+        owners = {os.geteuid(), 0, self.path.parent.stat().st_uid}
+        if status.st_uid not in owners or status.st_mode & _FOREIGN_WRITE:
             raise AnchorUnusable(
                 f"the anchor {self.path} can be written by others than the user who runs the server",
                 remedy=f"chown it to that user and chmod 0600 {self.path}, if what it says is still right.",
@@ -206,6 +209,7 @@ def _replace(path: Path, content: bytes) -> None:
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
+            _leave_to_owner_of(path if path.exists() else path.parent, descriptor)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -217,6 +221,13 @@ def _replace(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _leave_to_owner_of(path: Path, descriptor: int) -> None:
+    """Let a command of root's not take a file away from the server, which may run as somebody else."""
+    if os.geteuid() == 0:
+        owner = path.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _damaged(path: Path, why: str) -> AnchorUnusable:

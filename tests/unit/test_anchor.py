@@ -231,3 +231,19 @@ class TestSetting:
     def test_what_is_no_path_is_refused(self, text: str) -> None:
         with pytest.raises(ConfigurationError, match="needs the path"):
             FileAnchor.from_setting(text, self.DEFAULT)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work for somebody else")
+def test_a_command_of_root_leaves_the_anchor_to_the_server(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    path = folder / "anchor.json"
+    remember(path, Head(1, A))
+    assert {each.stat().st_uid for each in folder.iterdir()} == {12345}
+    remember(path, Head(2, B))
+    assert path.stat().st_uid == 12345
+    assert read(path) == Head(2, B)
+    os.chown(path, 54321, 54321)
+    with pytest.raises(AnchorUnusable, match="by others"):
+        read(path)
