@@ -43,6 +43,7 @@ from kms.keys.sealing import Suite
 from kms.measurement.launch import LaunchDescription, os_image_hash
 from kms.packaged import load_advisories, packaged_folder
 from kms.policy.revision import Revision
+from kms.policy.trust import PolicyTrust
 from kms.policy_following import FollowedPolicies
 from kms.ports import Clock
 from kms.request import report_data
@@ -329,11 +330,12 @@ async def open_world(
     revocation: RevocationMode = RevocationMode.WHEN_AVAILABLE,
     make_kds: Callable[[Clock], KdsClient] | None = None,
     not_ready: tuple[str, ...] = (),
+    trust: PolicyTrust | None = None,
 ) -> AsyncIterator[World]:
     """Build the world on a SQLite file in `folder`, with the default policy in force.
 
     `change_desk` replaces what the desk works with; `not_ready` is what `/readyz` is told. Without
-    `make_kds` no key distribution service is asked.
+    `make_kds` no key distribution service is asked. With `trust` the default policy waits for signatures.
     """
     now = [NOW]
     chip_id = simulated_chip_id(hierarchy.product, b"chip 1")
@@ -345,7 +347,7 @@ async def open_world(
     def clock() -> datetime:
         return now[0]
 
-    parts = await open_parts(engine, folder, clock)
+    parts = await open_parts(engine, folder, clock, trust)
     followed = parts.followed
     decisions = DecisionStore(engine, clock)
     roots = TrustedRoots.with_development([load_der(hierarchy.ark.certificate)])

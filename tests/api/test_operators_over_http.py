@@ -1,9 +1,11 @@
 """Operators' work on a real office over HTTP: the answers are its own, in the documented shapes."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -31,9 +33,12 @@ from kms.labels import POLICY_STATEMENT, labelled
 from kms.operator_ports import RecordFilter
 from kms.operators import Actor, Proof, Role
 from kms.policy.history import PolicySignature, SignatureFormat
+from kms.policy.trust import PolicyTrust
 from kms.remote_office import open_remote
 from kms.request import report_data
-from tests.world import APP_ID, World
+from kms.simulator.hierarchy import AmdHierarchy
+from kms.snp.product import Product
+from tests.world import APP_ID, World, open_world
 
 ROOT = Actor(name="root", role=Role.ADMIN, proof=Proof.COMMAND_LINE)
 MONTH = timedelta(days=30)
@@ -181,21 +186,35 @@ async def test_a_change_that_would_refuse_guests_is_gated(world: World) -> None:
     candidate.WhatIfAnswer.model_validate(gated.value.details["what_if"])
 
 
-async def test_a_proposal_is_signed(world: World) -> None:
+async def test_a_proposal_is_signed_and_applied(
+    tmp_path: Path, simulated_hierarchies: Mapping[Product, AmdHierarchy]
+) -> None:
     key = Ed25519PrivateKey.generate()
-    async with operating(world) as office:
+    trust = PolicyTrust(keys={"alice": key.public_key().public_bytes_raw()}, widen=1, narrow=1)
+    async with (
+        open_world(tmp_path, simulated_hierarchies[Product.MILAN], trust=trust) as world,
+        operating(world) as office,
+    ):
         proposal = await office.policies.propose(ROOT, files(world, app={"chips": "any"}), message="m")
         policy.ProposalAnswer.model_validate(proposal)
         statement = proposal["statement"]
         assert isinstance(statement, dict)
+        revision = str(statement["revision"])
+        waiting = await office.policies.apply(ROOT, revision, message="", expect=None)
+        assert (waiting["applied"], (await world.ask()).status) == (False, 403)
         over = labelled(POLICY_STATEMENT, rfc8785.dumps(statement))
         signature = PolicySignature(
             SignatureFormat.ED25519, key.public_key().public_bytes_raw(), key.sign(over)
         )
-        signed = await office.policies.sign(ROOT, str(statement["revision"]), signature)
+        signed: Any = await office.policies.sign(ROOT, revision, signature)
         policy.ProposalAnswer.model_validate(signed)
-        assert signed == await office.policies.proposal(ROOT, str(statement["revision"]))
-        assert [each["valid"] for each in signed["signatures"]] == [True]  # type: ignore[union-attr,index,call-overload]
+        assert signed == await office.policies.proposal(ROOT, revision)
+        assert [each["valid"] for each in signed["signatures"]] == [True]
+        applied = await office.policies.apply(ROOT, revision, message="", expect=None)
+        policy.OutcomeAnswer.model_validate(applied)
+        assert applied["applied"] is True
+        await world.followed.refresh()
+        assert (await world.ask()).status == 200
 
 
 async def test_refusals_come_back_as_they_were_made(world: World) -> None:

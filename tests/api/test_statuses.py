@@ -452,7 +452,7 @@ class TestFramework:
     @pytest.mark.parametrize(
         ("method", "path"),
         [
-            ("GET", "/v1/releases"),
+            ("PUT", "/v1/releases"),
             ("PUT", "/v1/challenges"),
             ("POST", "/v1/identity"),
             ("DELETE", "/healthz"),
@@ -511,7 +511,7 @@ class TestEveryResponse:
             Answer(await client.post("/v1/releases", content=b"{")),
             Answer(await client.post("/v1/releases", content=b"{}", headers={"content-encoding": "gzip"})),
             Answer(await client.post("/v1/releases", content=b" " * (MAX_BODY + 1))),
-            Answer(await client.get("/v1/releases")),
+            Answer(await client.put("/v1/releases")),
             Answer(await client.get("/nothing")),
             Answer(await client.get("/v1/identity")),
             Answer(await client.get("/healthz")),

@@ -214,11 +214,10 @@ BROKEN = [
     lambda: delete(active_policy),
     lambda: update(active_policy).values(revision=digest(WIDE), sequence=1),
     lambda: text("UPDATE active_policy SET sequence = 'x'"),
-    lambda: text("UPDATE active_policy SET revision = NULL, sequence = X'00'"),
     lambda: update(policy_changes).values(author="nobody"),
     lambda: delete(policy_changes),
 ]
-DAMAGE = ["pointer-gone", "pointer-back", "pointer-text", "pointer-null", "rows-edited", "rows-gone"]
+DAMAGE = ["pointer-gone", "pointer-back", "pointer-text", "rows-edited", "rows-gone"]
 
 
 @pytest.fixture(params=BROKEN, ids=DAMAGE)
@@ -227,10 +226,7 @@ async def damaged(request: pytest.FixtureRequest, room: PolicyRoom) -> PolicyRoo
     await apply(room, WIDE)
     await room.work.revoke(OPERATOR, "chip", OTHER_CHIP, reason="stolen")
     await follow(room.changer).refresh()
-    try:
-        await by_hand(room, request.param())
-    except LedgerUnavailable:
-        pytest.skip("the database itself refuses this")
+    await by_hand(room, request.param())
     return room
 
 
