@@ -27,6 +27,7 @@ _log = structlog.get_logger("kms.policy")
 _FOLLOW_EVERY: Final = 1.0
 _PAUSE_BETWEEN_IMAGES: Final = 2e-4  # seconds
 _SAY_AGAIN_AFTER: Final = 60.0  # seconds
+_STALE_AFTER: Final = 30.0  # seconds: a large revision takes some to be taken over
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ class FollowedPolicies:
         self._loaded: LoadedPolicy | None = None
         self._head: Head | None = None
         self._refused: PolicyUntrusted | None = None
+        self._seen: Head | None = None
+        self._looked_at = time.monotonic()
         self._said: tuple[str, float] | None = None
         self._follower = Background("policy-follower", self._follow, pause=_FOLLOW_EVERY)
         self._lock = asyncio.Lock()
@@ -97,23 +100,38 @@ class FollowedPolicies:
         """Whether the database names a policy that must not be used."""
         return self._refused is not None
 
+    @property
+    def loaded(self) -> bool:
+        """Whether there is a policy in memory."""
+        return self._loaded is not None
+
+    @property
+    def stale(self) -> bool:
+        """Whether nobody could look at what is in force for some time, though somebody is there to look."""
+        return self.alive and time.monotonic() - self._looked_at > _STALE_AFTER
+
     async def active(self) -> LoadedPolicy | None:
         """Give the revision in force, as last seen.
 
         Raises:
-            PolicyUntrusted: there is none that may be used, and it is not for want of one.
+            PolicyUntrusted: the database names one that may not be used. What was in force before may have
+                been narrowed since: it is not used either.
+            LedgerUnavailable: nobody could look for some time.
 
         """
-        if self._loaded is None and self._refused is not None:
-            raise PolicyUntrusted(self._refused.detail)
+        if self._refused is not None:
+            raise PolicyUntrusted(self._refused.detail, reason=self._refused.reason)
+        if self.stale:
+            raise LedgerUnavailable(
+                "the policy in force has not been looked at", reason="policy-not-followed"
+            )
         return self._loaded
 
     async def refresh(self) -> None:
         """Look at the pointer now, and load what it names.
 
         Raises:
-            PolicyUntrusted: what it names must not be used; what was in force stays in memory, and the record
-                refuses releases by it.
+            PolicyUntrusted: what it names must not be used, and until that changes nothing is.
             LedgerUnavailable: the database did not answer, or what it names is not there.
 
         """
@@ -123,7 +141,13 @@ class FollowedPolicies:
             except PolicyUntrusted as error:
                 self._refused = error
                 raise
+            except LedgerUnavailable as error:
+                if self._head is not None and self._seen != self._head:
+                    # Something else was used since, and the database does not say what.
+                    self._refused = PolicyUntrusted(f"what is in force cannot be told: {error.detail}")
+                raise
             self._refused = None
+            self._looked_at = time.monotonic()
 
     async def _remembered(self, head: Head) -> bool:
         """Keep in the anchor what is about to be used; False where the pointer moved on meanwhile."""
@@ -138,7 +162,7 @@ class FollowedPolicies:
     async def _refresh(self) -> None:
         # The anchor first, which only ever follows the pointer: read the other way round, a change in between
         # would look like an older database.
-        seen = await self._anchor.read()
+        seen = self._seen = await self._anchor.read()
         head = await self._history.head()
         if head is not None and head == self._head == seen:
             return

@@ -27,7 +27,8 @@ class NotReady:
         watcher = self.watcher
         found = {
             "policy-untrusted": self.policies.refused,
-            "policy-missing": not self.policies.refused and await self.policies.active() is None,
+            "policy-not-followed": self.policies.stale,
+            "policy-missing": not self.policies.loaded and not self.policies.refused,
             "policy-folder-unsigned": watcher is not None and watcher.unsigned,
             "policy-folder-invalid": watcher is not None and watcher.failing,
             "policy-watcher-stopped": watcher is not None and not watcher.alive,

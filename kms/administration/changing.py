@@ -22,6 +22,7 @@ from kms.ports import Clock, PolicyMoved
 
 _MOST_AUTHOR = 256  # characters
 _MOST_MESSAGE = 4096
+UNKNOWN_FOLDER = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +148,7 @@ class PolicyChanger:
             author=author[:_MOST_AUTHOR],
             message=message[:_MOST_MESSAGE],
             made_at=self.clock(),
-            folder=folder or (None if before is None else before.folder),
+            folder=folder or await self._last_folder(standing, seen),
         )
         return Prepared(
             change=change,
@@ -156,6 +157,13 @@ class PolicyChanger:
             revision=revision,
             differences=found,
         )
+
+    async def _last_folder(self, standing: Standing, seen: Head | None) -> str | None:
+        if standing.untrusted is None:
+            return None if standing.change is None else standing.change.folder
+        # What the folder was when it was applied last: unknown, it would be applied again as if it were new.
+        used = None if seen is None else await self.history.change(seen.sequence)
+        return UNKNOWN_FOLDER if used is None or used.head != seen else used.folder
 
     async def put(self, prepared: Prepared, action: OperatorAction | None) -> bool:
         """Put a change in force, with the record of who did it; say False where it waits for signatures.

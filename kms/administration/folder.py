@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kms.administration.changing import PolicyChanger, Standing
+from kms.administration.changing import UNKNOWN_FOLDER, PolicyChanger, Standing
 from kms.administration.office import Json
 from kms.administration.permission import Journal
 from kms.errors import PolicyConflict
@@ -43,6 +43,11 @@ class FolderPolicies:
         if standing.untrusted is not None:
             # Not mended by itself: somebody has to look, and to say which revocations stand.
             raise PolicyUntrusted(standing.untrusted)
+        change = standing.change
+        if change is not None and change.folder == UNKNOWN_FOLDER and change.revision != revision.digest:
+            raise PolicyUntrusted(
+                "nobody knows what the watched folder was when it was applied last: apply it by command once"
+            )
         united = await self._with_standing(revision, standing)
         if united is not revision:
             files = {**files, "revocations/standing.yaml": written(kept_revocations(revision, united))}

@@ -25,6 +25,7 @@ from kms.policy.standing import (
 )
 
 _TOO_MANY = "too-many-records"
+_TRIES = 5
 NOTHING_IN_FORCE = "none"  # what `expect` is where there is no policy yet
 
 
@@ -85,6 +86,13 @@ class PolicyAdministration(PolicyReading, PolicySigning):
         await self.journal.require(actor, Permission.CHANGE_POLICY, action, target)
         if kind not in REVOCABLE:
             raise PolicyRefused(f"what can be revoked is {', '.join(REVOCABLE)}", reason="not-revocable")
+        for _ in range(_TRIES):
+            with suppress(PolicyConflict):  # it does not matter on top of what it comes
+                return await self._revoke(actor, kind, value, reason=reason)
+        return await self._revoke(actor, kind, value, reason=reason)
+
+    async def _revoke(self, actor: Actor, kind: str, value: str, *, reason: str) -> Json:
+        action, target = "policy-revoke", f"{kind} {value}"[:256]
         standing = await self.changer.standing()
         in_force = standing.revision
         if in_force is None and standing.untrusted is not None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -100,6 +100,12 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     with _translated():
         async with engine.connect() as connection:
             yield connection
+
+
+def triggers_and_views(connection: Connection) -> list[str]:
+    """Name what no migration makes, and what could undo a revocation while it is written (SQLite)."""
+    query = text("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')")
+    return [f"{row.type} {row.name}" for row in connection.execute(query)]
 
 
 @contextmanager

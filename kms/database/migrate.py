@@ -9,7 +9,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from kms.database.engine import writing
+from kms.database.engine import triggers_and_views, writing
 from kms.database.schema import installation
 from kms.errors import ConfigurationError, LedgerUnavailable
 
@@ -47,7 +47,7 @@ async def migrate(engine: AsyncEngine, scripts: Path) -> None:
                     remedy="set KMS_DATABASE_URL to a database of attested-kms, or to a new file; "
                     "nothing was changed",
                 )
-            if foreign := await connection.run_sync(_triggers_and_views):
+            if foreign := await connection.run_sync(triggers_and_views):
                 raise ConfigurationError(
                     f"the database does things of its own: {', '.join(foreign)}",
                     remedy="drop these triggers and views, and find out who made them; nothing was changed",
@@ -65,12 +65,6 @@ async def migrate(engine: AsyncEngine, scripts: Path) -> None:
 
 def _versions(connection: Connection) -> set[str]:
     return {row[0] for row in connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}"))}  # noqa: S608
-
-
-def _triggers_and_views(connection: Connection) -> list[str]:
-    """Name what no migration makes, and what could undo a revocation while it is written (SQLite)."""
-    query = text("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')")
-    return [f"{row.type} {row.name}" for row in connection.execute(query)]
 
 
 def _upgrade(connection: Connection, scripts: Path) -> None:

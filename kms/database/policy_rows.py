@@ -45,8 +45,11 @@ class PolicyRows:
     def _is_authentic(self, table: Table, row: RowMapping) -> bool:
         values = dict(row)
         mac = values.pop("mac")
-        # SQLite keeps whatever somebody writes by hand, of whatever type.
-        return isinstance(mac, bytes) and self._seal.verifies(mac, table.name, *_fields(values))
+        # SQLite keeps whatever somebody writes by hand, of whatever type; and the MAC is over texts.
+        typed = type(row["sequence"]) is int and all(
+            value is None or isinstance(value, str) for name, value in values.items() if name != "sequence"
+        )
+        return typed and isinstance(mac, bytes) and self._seal.verifies(mac, table.name, *_fields(values))
 
 
 def statement_digest(statement: Statement) -> str:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kms.background import collector_at_rest
 from kms.database.actions import insert_action
-from kms.database.engine import reading, writing
+from kms.database.engine import reading, triggers_and_views, writing
 from kms.database.policy_files import packed, unpacked
 from kms.database.policy_rows import PolicyRows, read_signature, statement_digest
 from kms.database.schema import (
@@ -160,13 +160,15 @@ class PolicyStore:
             await connection.execute(
                 insert(active_policy).values(id=1, revision=change.revision, sequence=change.sequence)
             )
-            await self._require_written(connection, change)
             await _forget_proposals(connection, up_to=change.sequence, but=statement)
             if action is not None:
                 await insert_action(connection, action, secrets.token_bytes(SALT_LENGTH))
+            await self._require_written(connection, change)
 
     async def _require_written(self, connection: AsyncConnection, change: PolicyChange) -> None:
         """Read back what was written: a database with triggers may do something else, and say nothing."""
+        if triggers := await connection.run_sync(triggers_and_views):
+            raise LedgerUnavailable(f"the database may not keep what it is given: {', '.join(triggers)}")
         query = select(policy_changes).where(policy_changes.c.sequence == change.sequence)
         rows = (await connection.execute(query)).mappings().all()
         written = self._rows.authentic(policy_changes, rows)

@@ -106,4 +106,5 @@ def _object(row: Row[tuple[object, ...]]) -> dict[str, JsonValue] | None:
 
 
 def _unreadable(row: Row[tuple[object, ...]]) -> dict[str, JsonValue]:
-    return {"release_id": row.id, "decided_at": row.decided_at}
+    # Whatever somebody wrote there by hand.
+    return {"release_id": str(row.id), "decided_at": str(row.decided_at)}

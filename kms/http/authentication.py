@@ -75,9 +75,9 @@ class RequestAuthentication:
         if not headers and certificate is None:
             raise Unauthenticated("a token or a client certificate is needed", reason="credentials-missing")
         wait = self._failures.retry_after(client)
-        # Our own tokens cost one look-up, and nobody guesses 256 bits: they are always looked at, so that
-        # nobody can lock out the operators who share an address with him.
-        if wait is not None and not _is_our_token(headers):
+        # Our own tokens cost one look-up, and nobody guesses 256 bits; certificates were verified by TLS.
+        # These are always looked at: nobody can lock out the operators who share an address with him.
+        if wait is not None and headers and not _is_our_token(headers):
             raise TooManyFailures("too many failed attempts", retry_after=int(wait) + 1)
         try:
             actor = await self._identify(headers, certificate, client)

@@ -4,6 +4,7 @@ A route is declared with its parameters and shapes, and the OpenAPI document is 
 so that what is described is what is read.
 """
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -11,7 +12,6 @@ from types import EllipsisType
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from kms.administration.office import Json
@@ -168,7 +168,7 @@ class OperatorRoutes:
                 asked = Asked(
                     actor=actor, _parameters=values, _request=request, _long_bodies=self._long_bodies
                 )
-                return JSONResponse(await handler(asked), status, headers=_NO_STORE)
+                return _answer(await handler(asked), status)
 
             self.router.add_api_route(
                 path,
@@ -191,6 +191,11 @@ class OperatorRoutes:
             return handler
 
         return register
+
+
+def _answer(answer: Json, status: int) -> Response:
+    # In ASCII: a record that somebody damaged may hold what has no UTF-8 form.
+    return Response(json.dumps(answer), status, media_type="application/json", headers=_NO_STORE)
 
 
 def _content(shape: type[Shape], example: Mapping[str, object]) -> dict[str, object]:

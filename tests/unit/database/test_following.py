@@ -1,5 +1,6 @@
 """A server follows the revision in force, and does again only what has to be done again."""
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import yaml
 from kms.administration.changing import PolicyChanger
 from kms.database.engine import open_engine, sqlite_url
 from kms.database.migrate import migrate
+from kms.errors import LedgerUnavailable
 from kms.measurement.index import MeasurementIndex
 from kms.packaged import packaged_folder
 from kms.policy.revision import Revision
+from kms.policy_following import FollowedPolicies
 from tests.changer import follow, open_changer, put
 from tests.world import NOW, describe_image, image_document
 
@@ -57,3 +60,22 @@ async def test_images_that_stay_are_not_computed_again(
         assert active.policy.revision == revision(text).digest
         assert len(computed) == expected
         computed.clear()
+
+
+async def test_a_policy_that_nobody_follows_is_not_used_for_ever(
+    changer: PolicyChanger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = follow(changer)
+    await put(changer, revision(RACK))
+    await policies.refresh()
+    monkeypatch.setattr(FollowedPolicies, "alive", property(lambda _: True))
+    now = time.monotonic()
+    monkeypatch.setattr("kms.policy_following.time.monotonic", lambda: now + 29)
+    assert await policies.active() is not None
+    monkeypatch.setattr("kms.policy_following.time.monotonic", lambda: now + 31)
+    assert policies.stale
+    with pytest.raises(LedgerUnavailable) as told:
+        await policies.active()
+    assert told.value.reason == "policy-not-followed"
+    await policies.refresh()
+    assert await policies.active() is not None
