@@ -172,8 +172,8 @@ class PolicyAuthority:
         old: Revision | None = None
         for change in reversed(changes):
             if old is None and change.previous is not None:
-                old = await _load(change.previous, history)
-            new = await _load(change.revision, history)
+                old = await load_revision(change.previous, history)
+            new = await load_revision(change.revision, history)
             refusal = _misnamed(change, old, new) or _understated(change, await self.compare(old, new))
             if refusal is not None:
                 raise PolicyUntrusted(refusal)
@@ -196,7 +196,14 @@ class PolicyAuthority:
         )
 
 
-async def _load(digest: str, history: PolicyPast) -> Revision:
+async def load_revision(digest: str, history: PolicyPast) -> Revision:
+    """Load a revision that something relies on.
+
+    Raises:
+        PolicyUntrusted: it is not there, or damaged.
+        LedgerUnavailable: the database did not answer.
+
+    """
     try:
         revision = await history.load(digest)
     except PolicyInvalid as error:

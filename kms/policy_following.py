@@ -15,10 +15,9 @@ from kms.identifiers import Measurement
 from kms.measurement.images import LaunchHint
 from kms.operator_ports import PolicyPast, SeenHead
 from kms.policy.compiled import Policy
-from kms.policy.findings import PolicyInvalid
 from kms.policy.history import Head, PolicyChange
 from kms.policy.revision import Revision
-from kms.policy_authority import PolicyAuthority, PolicyUntrusted
+from kms.policy_authority import PolicyAuthority, PolicyUntrusted, load_revision
 from kms.snp.verify import VerifiedReport
 
 _log = structlog.get_logger("kms.policy")
@@ -173,7 +172,7 @@ class FollowedPolicies:
         past = _Recalling(self._history)
         await self._authority.verify(head, seen, past)
         if self._loaded is None or self._loaded.policy.revision != head.revision:
-            revision = await self._load(head.revision, past)
+            revision = await load_revision(head.revision, past)
             loaded = await asyncio.to_thread(LoadedPolicy.of, revision, self._loaded)
             if not await self._remembered(head):
                 await self._refresh()
@@ -187,15 +186,6 @@ class FollowedPolicies:
             return
         self._head = head
         _log.info("policy-in-force", revision=head.revision, sequence=head.sequence)
-
-    async def _load(self, digest: str, past: PolicyPast) -> Revision:
-        try:
-            revision = await past.load(digest)
-        except PolicyInvalid as error:
-            raise PolicyUntrusted(f"the stored policy {digest} is damaged: {error}") from error
-        if revision is None:
-            raise PolicyUntrusted(f"the policy in force, {digest}, is not in the database")
-        return revision
 
     async def filled(self) -> None:
         """Wait until nothing is left to compute ahead for the revision in force."""

@@ -13,11 +13,10 @@ from kms.errors import LedgerUnavailable, PolicyConflict
 from kms.ledger.actions import OperatorAction
 from kms.operator_ports import PolicyHistory, SeenHead
 from kms.policy.diff import Difference, differences, intent_of
-from kms.policy.findings import PolicyInvalid
 from kms.policy.history import ChangeKind, Head, Intent, PolicyChange
 from kms.policy.revision import Revision
 from kms.policy.statement import Statement
-from kms.policy_authority import PolicyAuthority, PolicyUntrusted
+from kms.policy_authority import PolicyAuthority, PolicyUntrusted, load_revision
 from kms.ports import Clock, PolicyMoved
 
 _MOST_AUTHOR = 256  # characters
@@ -78,9 +77,12 @@ class PolicyChanger:
         try:
             head = await self.history.head()
             change = await self._verified(head, seen)
-            return Standing(head=head, change=change, revision=await self._revision_of(change))
+            stands = None if change is None else await load_revision(change.revision, self.history)
+            return Standing(head=head, change=change, revision=stands)
         except PolicyUntrusted as error:
-            used = None if seen is None else await self._load(seen.revision)
+            used = None
+            with suppress(PolicyUntrusted):
+                used = None if seen is None else await load_revision(seen.revision, self.history)
             return Standing(head=head, revision=used, untrusted=error.detail)
 
     async def folder_revision(self) -> str | None:
@@ -102,20 +104,6 @@ class PolicyChanger:
         if seen is not None:
             raise PolicyUntrusted(f"the database names no policy, and this server has used {seen}")
         return None
-
-    async def _revision_of(self, change: PolicyChange | None) -> Revision | None:
-        if change is None:
-            return None
-        revision = await self._load(change.revision)
-        if revision is None:
-            raise PolicyUntrusted(f"the policy in force, {change.revision}, is not there, or damaged")
-        return revision
-
-    async def _load(self, digest: str) -> Revision | None:
-        try:
-            return await self.history.load(digest)
-        except PolicyInvalid:
-            return None
 
     async def prepare(
         self,

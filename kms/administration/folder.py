@@ -51,7 +51,8 @@ class FolderPolicies:
         united = await self._with_standing(revision, standing)
         if united is not revision:
             files = {**files, "revocations/standing.yaml": written(kept_revocations(revision, united))}
-        await self.changer.history.store(revision, None)  # what it revokes itself it may take back later
+            # The folder itself too: what it revokes it may take back later.
+            await self.changer.history.store(revision, None)
         prepared = await self.changer.prepare(
             standing,
             united,

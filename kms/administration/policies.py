@@ -26,6 +26,7 @@ from kms.policy.standing import (
 
 _TOO_MANY = "too-many-records"
 _TRIES = 5
+_REVOKE = "policy-revoke"
 NOTHING_IN_FORCE = "none"  # what `expect` is where there is no policy yet
 
 
@@ -82,8 +83,7 @@ class PolicyAdministration(PolicyReading, PolicySigning):
 
     async def revoke(self, actor: Actor, kind: str, value: str, *, reason: str) -> Json:
         """Revoke one thing on top of what is in force; see `PolicyWork.revoke`."""
-        action, target = "policy-revoke", f"{kind} {value}"[:256]
-        await self.journal.require(actor, Permission.CHANGE_POLICY, action, target)
+        await self.journal.require(actor, Permission.CHANGE_POLICY, _REVOKE, f"{kind} {value}"[:256])
         if kind not in REVOCABLE:
             raise PolicyRefused(f"what can be revoked is {', '.join(REVOCABLE)}", reason="not-revocable")
         for _ in range(_TRIES):
@@ -92,11 +92,11 @@ class PolicyAdministration(PolicyReading, PolicySigning):
         return await self._revoke(actor, kind, value, reason=reason)
 
     async def _revoke(self, actor: Actor, kind: str, value: str, *, reason: str) -> Json:
-        action, target = "policy-revoke", f"{kind} {value}"[:256]
+        target = f"{kind} {value}"[:256]
         standing = await self.changer.standing()
         in_force = standing.revision
         if in_force is None and standing.untrusted is not None:
-            await self.journal.record(actor, action, target, outcome=POLICY_UNTRUSTED)
+            await self.journal.record(actor, _REVOKE, target, outcome=POLICY_UNTRUSTED)
             raise PolicyRefused(standing.untrusted, reason=POLICY_UNTRUSTED)
         if in_force is None:
             raise PolicyRefused("there is no policy in force to revoke anything of", reason="policy-missing")
@@ -116,7 +116,7 @@ class PolicyAdministration(PolicyReading, PolicySigning):
         prepared = await self.prepare(
             actor, standing, revision, files, kind=ChangeKind.REVOKE, message=reason
         )
-        return await self._put(actor, action, prepared, target=target)
+        return await self._put(actor, _REVOKE, prepared, target=target)
 
     async def _expect(
         self, actor: Actor, action: str, new: Revision, standing: Standing, expect: str | None
