@@ -1,42 +1,42 @@
 """The anchor: what this server has used last, kept where the owner of the database cannot reach it.
 
-One small file, ``{"policy": {"revision": "sha256:…", "sequence": 9}}``, that only ever goes forward. By it an
-older database that was put in the place of a newer one is noticed (`kms.policy_authority`). Other members of
-the object are kept as they are: more will be anchored than policies.
+One small file, of which every member only ever goes forward::
+
+    {"policy": {"revision": "sha256:…", "sequence": 9},
+     "keys": {"epochs": 2, "generations": 1, "in_use": 2, "retired": [1]}}
+
+By it an older database that was put in the place of a newer one is noticed (`kms.policy_authority`,
+`kms.database.keys`). Members are missing until there is something to keep in them, but never all of these.
+Others are kept as they are.
 """
 
 import asyncio
-import errno
-import fcntl
 import json
 import os
 import re
-import secrets
-import stat
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias
 
+from kms import private_files
 from kms.errors import ConfigurationError, LedgerUnavailable
+from kms.operator_ports import KeyProgress
 from kms.policy.history import Head
 from kms.policy_authority import PolicyUntrusted
-from kms.strict_json import Fields, JsonError, JsonValue, parse_object
+from kms.strict_json import MAX_VALUES, Fields, JsonError, JsonValue, parse_object
 
 _POLICY: Final = "policy"
+_KEYS: Final = "keys"
 _AT_MOST: Final = 1 << 16  # bytes
 _FOREIGN_WRITE: Final = 0o022
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
-_LOCK_WITHIN: Final = 10.0  # seconds
-_POLL: Final = 0.01
 _RESTORE: Final = (
     "Restore it, or copy it from another server of this KMS. Only where there is none: look at the policy in "
-    "the database, and remove the file; the server then takes what the database says."
+    "the database and at its epochs, and remove the file; the server then takes what the database says."
 )
 
-T = TypeVar("T")
+Members: TypeAlias = dict[str, JsonValue]
 
 
 class AnchorUnusable(PolicyUntrusted):
@@ -48,7 +48,10 @@ class AnchorUnusable(PolicyUntrusted):
 
 @dataclass(frozen=True, slots=True)
 class FileAnchor:
-    """Implements `kms.operator_ports.SeenHead` with a file, shared by the processes of one server."""
+    """Implements `SeenHead` and `SeenKeys` of `kms.operator_ports` with a file.
+
+    The processes of one server share it.
+    """
 
     path: Path
 
@@ -98,39 +101,51 @@ class FileAnchor:
         """
         await asyncio.to_thread(self._remember, head)
 
+    async def read_keys(self) -> KeyProgress:
+        """Give how far epochs and generations were seen to come. Raises `AnchorUnusable` as `read`."""
+        return await asyncio.to_thread(lambda: _progress(self._members(), self.path))
+
+    async def remember_keys(self, progress: KeyProgress) -> None:
+        """Keep it, united with what is kept. It is on disk when this returns; errors as `read`.
+
+        Raises:
+            LedgerUnavailable: it could not be written.
+
+        """
+        await asyncio.to_thread(self._remember_keys, progress)
+
     def _remember(self, head: Head) -> None:
-        with self._alone():
-            members = self._members()
+        def renewed(members: Members | None) -> Members:
             seen = _head(members, self.path)
             if seen == head:
-                return
+                return {}
             if seen is not None and head.sequence <= seen.sequence:
                 raise PolicyUntrusted(f"{head} cannot be used: this server has used {seen}")
-            policy: JsonValue = {"revision": head.revision, "sequence": head.sequence}
-            content = json.dumps({**(members or {}), _POLICY: policy}, sort_keys=True).encode() + b"\n"
-            self._on_disk(lambda: _replace(self.path, content))
+            return {_POLICY: {"revision": head.revision, "sequence": head.sequence}}
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Be the only process that reads, compares and writes. The lock ends with the process."""
-        # A file of its own: the anchor itself is replaced, and a lock on what was replaced locks nothing.
-        path = self.path.with_name(f"{self.path.name}.lock")
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = self._on_disk(lambda: os.open(path, flags, 0o600))
-        try:
-            self._on_disk(lambda: _leave_to_owner_of(path.parent, descriptor))
-            self._on_disk(lambda: _lock(descriptor))
-            yield
-        finally:
-            os.close(descriptor)
+        self._renew(renewed)
 
-    def _on_disk(self, work: Callable[[], T]) -> T:
+    def _remember_keys(self, progress: KeyProgress) -> None:
+        def renewed(members: Members | None) -> Members:
+            seen = _progress(members, self.path)
+            return {} if seen.includes(progress) else {_KEYS: _progress_json(seen.united(progress))}
+
+        self._renew(renewed)
+
+    def _renew(self, renewed: Callable[[Members | None], Members]) -> None:
+        """Write the members that `renewed` makes of what is there; nothing changes in between."""
         try:
-            return work()
+            with private_files.locked(self.path):
+                members = self._members()
+                new = renewed(members)
+                if new:
+                    content = json.dumps({**(members or {}), **new}, sort_keys=True).encode() + b"\n"
+                    owned = self.path if self.path.exists() else self.path.parent
+                    private_files.replace(self.path, content, owner_of=owned)
         except OSError as error:
             raise LedgerUnavailable(f"the anchor {self.path} cannot be written: {error.strerror}") from error
 
-    def _members(self) -> dict[str, JsonValue] | None:
+    def _members(self) -> Members | None:
         """Read the file's JSON object; None where there is no file."""
         try:
             content = self._content()
@@ -146,43 +161,30 @@ class FileAnchor:
                 f"the anchor {self.path} cannot be read: {error.strerror}",
                 remedy="It must be a regular file (not a link) that the user who runs the server can read.",
             ) from None
-        if len(content) > _AT_MOST:
-            raise _damaged(self.path, f"longer than {_AT_MOST} bytes")
+        except (private_files.ForeignOwner, private_files.ForeignMode):
+            raise AnchorUnusable(
+                f"the anchor {self.path} can be written by others than the user who runs the server",
+                remedy=f"chown it to that user and chmod 0600 {self.path}, if what it says is still right.",
+            ) from None
+        except private_files.Unfit as unfit:
+            raise _damaged(self.path, f"it {unfit}") from None
         try:
             return parse_object(content)
         except JsonError as error:
             raise _damaged(self.path, str(error)) from None
 
-    def _content(self) -> bytes:
-        # O_NOFOLLOW: writing would replace the link and leave what it names. O_NONBLOCK: a FIFO must not hang
-        # the server.
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(self.path, flags)
-        try:
-            self._require_ours(os.fstat(descriptor))
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                return file.read(_AT_MOST + 1)
-        finally:
-            os.close(descriptor)
-
-    def _require_ours(self, status: os.stat_result) -> None:
-        if not stat.S_ISREG(status.st_mode):
-            raise _damaged(self.path, "not a regular file")
+    def _content(self) -> bytearray:
         # Whoever can write it can bring an old policy back. It holds nothing secret. The folder's owner can
         # replace it whatever its mode is: root works for a server that runs as somebody else.
         owners = {os.geteuid(), 0, self.path.parent.stat().st_uid}
-        if status.st_uid not in owners or status.st_mode & _FOREIGN_WRITE:
-            raise AnchorUnusable(
-                f"the anchor {self.path} can be written by others than the user who runs the server",
-                remedy=f"chown it to that user and chmod 0600 {self.path}, if what it says is still right.",
-            )
+        return private_files.read(self.path, at_most=_AT_MOST, owners=owners, foreign=_FOREIGN_WRITE)
 
 
-def _head(members: dict[str, JsonValue] | None, path: Path) -> Head | None:
-    if members is None:
-        return None
+def _head(members: Members | None, path: Path) -> Head | None:
     try:
-        policy = Fields(members, "the object").object(_POLICY)
+        policy = _member(members, _POLICY)
+        if policy is None:
+            return None
         head = Head(policy.integer("sequence", minimum=1), policy.text("revision", at_most=80))
         policy.end()
     except JsonError as error:
@@ -190,44 +192,40 @@ def _head(members: dict[str, JsonValue] | None, path: Path) -> Head | None:
     return head
 
 
-def _lock(descriptor: int) -> None:
-    end = time.monotonic() + _LOCK_WITHIN
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock") from None
-            time.sleep(_POLL)
-        else:
-            return
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Put a file in place, whole or not at all; on disk when this returns: a power cut takes nothing back."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+def _progress(members: Members | None, path: Path) -> KeyProgress:
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            _leave_to_owner_of(path if path.exists() else path.parent, descriptor)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        keys = _member(members, _KEYS)
+        if keys is None:
+            return KeyProgress()
+        retired = keys.array("retired", at_most=MAX_VALUES)
+        progress = KeyProgress(
+            epochs=keys.integer("epochs"),
+            in_use=keys.integer("in_use"),
+            retired=frozenset(
+                each if type(each) is int else keys.fail("`retired` must be integers") for each in retired
+            ),
+            generations=keys.integer("generations", minimum=1),
+        )
+        keys.end()
+    except JsonError as error:
+        raise _damaged(path, str(error)) from None
+    return progress
 
 
-def _leave_to_owner_of(path: Path, descriptor: int) -> None:
-    """Let a command of root's not take a file away from the server, which may run as somebody else."""
-    if os.geteuid() == 0:
-        owner = path.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+def _progress_json(progress: KeyProgress) -> JsonValue:
+    return {
+        "epochs": progress.epochs,
+        "in_use": progress.in_use,
+        "retired": [*sorted(progress.retired)],
+        "generations": progress.generations,
+    }
+
+
+def _member(members: Members | None, name: str) -> Fields | None:
+    """Give a member, None where nothing was ever kept in it: not in a file that keeps nothing at all."""
+    if members is None or (name not in members and not {_POLICY, _KEYS}.isdisjoint(members)):
+        return None
+    return Fields(members, "the object").object(name)
 
 
 def _damaged(path: Path, why: str) -> AnchorUnusable:

@@ -31,7 +31,7 @@ class JsonError(ValueError):
     """The text is not acceptable JSON, or a member is not what it must be. Never repeats its input."""
 
 
-def parse(data: bytes, *, most_values: int = MAX_VALUES, long_texts: bool = False) -> JsonValue:
+def parse(data: bytes | bytearray, *, most_values: int = MAX_VALUES, long_texts: bool = False) -> JsonValue:
     """Parse UTF-8 JSON strictly. With `long_texts`, what stands inside strings does not count as values.
 
     Raises:
@@ -60,7 +60,7 @@ def parse(data: bytes, *, most_values: int = MAX_VALUES, long_texts: bool = Fals
     return value
 
 
-def parse_object(data: bytes) -> dict[str, JsonValue]:
+def parse_object(data: bytes | bytearray) -> dict[str, JsonValue]:
     """Parse strictly; the top must be an object."""
     value = parse(data)
     if not isinstance(value, dict):
@@ -93,7 +93,7 @@ def _finite(text: str) -> float:
     return value
 
 
-def _refuse_size(data: bytes, most_values: int, *, long_texts: bool) -> None:
+def _refuse_size(data: bytes | bytearray, most_values: int, *, long_texts: bool) -> None:
     """Refuse deep nesting before the parser recurses, and many values before it builds them.
 
     A body of a mebibyte can hold half a million values, which would keep the event loop for as long as a

@@ -1,14 +1,12 @@
 """Reading files that hold what only their owner may know: operators' tokens and signing keys."""
 
-import os
-import stat
 from pathlib import Path
 from typing import Final
 
+from kms import private_files
 from kms.cli.output import Unreadable
 from kms.errors import ConfigurationError
 
-_FOREIGN_BITS: Final = 0o077
 _AT_MOST: Final = 64 << 10  # bytes
 
 
@@ -21,21 +19,14 @@ def read_private(path: Path, *, what: str) -> bytes:
 
     """
     try:
-        # The mode is that of the file that is read: what the path names may be another a moment later.
-        # Not blocking: a pipe in its place would hang the command.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise Unreadable(f"{path}: not a regular file")
-            mode = stat.S_IMODE(status.st_mode)
-            if mode & _FOREIGN_BITS:
-                raise ConfigurationError(
-                    f"{path}: others than its owner can use this {what} (its mode is {mode:04o})",
-                    remedy=f"chmod 600 {path}; if others could read it until now, replace the {what}",
-                )
-            data = file.read(_AT_MOST + 1)
+        # Links are followed: people keep these files where they like, and the file itself is judged.
+        return bytes(private_files.read(path, at_most=_AT_MOST, owners=None, follow=True))
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}") from error
-    if len(data) > _AT_MOST:
-        raise Unreadable(f"{path}: longer than any {what}")
-    return data
+    except private_files.ForeignMode as unfit:
+        raise ConfigurationError(
+            f"{path}: others than its owner can use this {what} (its mode is {unfit.mode:04o})",
+            remedy=f"chmod 600 {path}; if others could read it until now, replace the {what}",
+        ) from None
+    except private_files.Unfit as unfit:
+        raise Unreadable(f"{path}: it {unfit}, so no {what}") from None

@@ -5,7 +5,6 @@ that the root secret derives.
 """
 
 import ipaddress
-import os
 import ssl
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -18,12 +17,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from kms import private_files
 from kms.errors import ConfigurationError
 
 _CA_LIFE: Final = timedelta(days=3650)
 _SERVER_LIFE: Final = timedelta(days=365)
 _RENEW_BEFORE: Final = timedelta(days=60)
 _BACKDATE: Final = timedelta(minutes=5)  # clocks of guests that boot are often a little behind
+_PUBLIC: Final = 0o644
 
 
 class LocalTls:
@@ -45,7 +46,7 @@ class LocalTls:
         """
         wanted = certificate_names(names)
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_files.make_folder(self._folder)
             if not self.ca.exists():
                 self._make_ca(now)
             ca = _certificate(self.ca, remedy=self._new_ca())
@@ -72,8 +73,8 @@ class LocalTls:
             .add_extension(_usage(signs_certificates=True), critical=True)
             .sign(key, hashes.SHA256())
         )
-        _write(self._ca_key, _private_pem(key))
-        _write(self.ca, certificate.public_bytes(serialization.Encoding.PEM), public=True)
+        private_files.replace(self._ca_key, _private_pem(key))
+        private_files.replace(self.ca, certificate.public_bytes(serialization.Encoding.PEM), mode=_PUBLIC)
 
     def _make_server(self, ca: x509.Certificate, names: list[str], now: datetime) -> None:
         try:
@@ -99,8 +100,10 @@ class LocalTls:
             )
             .sign(ca_key, hashes.SHA256())
         )
-        _write(self.key, _private_pem(key))
-        _write(self.certificate, certificate.public_bytes(serialization.Encoding.PEM), public=True)
+        private_files.replace(self.key, _private_pem(key))
+        private_files.replace(
+            self.certificate, certificate.public_bytes(serialization.Encoding.PEM), mode=_PUBLIC
+        )
 
     def _is_current(self, ca: x509.Certificate, names: list[str], now: datetime) -> bool:
         """Whether the certificate is this CA's, for these names, long enough, and has this key.
@@ -245,17 +248,3 @@ def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def _write(path: Path, content: bytes, *, public: bool = False) -> None:
-    """Replace a file whole: keys 0600 from the first byte on, certificates 0644 whatever the umask."""
-    temporary = path.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        if public:
-            os.fchmod(descriptor, 0o644)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kms import anchor
+from kms import private_files
 from kms.anchor import AnchorUnusable, FileAnchor
 from kms.errors import ConfigurationError, LedgerUnavailable
 from kms.policy.history import Head
@@ -174,7 +174,7 @@ def test_the_file_and_its_folder_are_on_disk_when_it_returns(
 
 
 def test_a_lock_that_is_not_given_back_ends_in_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anchor, "_LOCK_WITHIN", 0.05)
+    monkeypatch.setattr(private_files, "_LOCK_WITHIN", 0.05)
     with path.with_name("anchor.json.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(LedgerUnavailable, match="another process holds its lock"):
