@@ -5,15 +5,19 @@ database already holds a key-check value, a missing root is an accident to be re
 a new one in its place would be the loss of every key (field lesson 30).
 """
 
-from kms.rootkey.checked import open_checked_root
-from kms.rootkey.file import FileRootKey, RootKeyMissing
-from kms.rootkey.registry import check_uri, create_root_key, open_root_key
+from kms.rootkey.checked import CheckedRoot, open_checked_root
+from kms.rootkey.provider import NotExportable, RootAccess, RootKeyMissing, RootProvider
+from kms.rootkey.registry import check_uri, create_provider, open_provider, restore_provider
 
 __all__ = [
-    "FileRootKey",
+    "CheckedRoot",
+    "NotExportable",
+    "RootAccess",
     "RootKeyMissing",
+    "RootProvider",
     "check_uri",
-    "create_root_key",
+    "create_provider",
     "open_checked_root",
-    "open_root_key",
+    "open_provider",
+    "restore_provider",
 ]

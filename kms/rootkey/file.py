@@ -1,16 +1,13 @@
-"""The ``file:`` provider: the root secrets of all epochs in one JSON document (``root_document``).
+"""The ``file:`` provider: the secrets of all epochs in one file (`kms.rootkey.root_file`) and in memory.
 
-For one server, and for trying things out: whoever reads the file has every key of every app. It is
-opened once, without following a link, and judged by what was opened, so that nobody can swap it between
-the look and the read.
+For one server, and for trying things out: whoever reads the file, and knows its passphrase if it has one, has
+every key of every app.
 """
 
-import contextlib
+import asyncio
+import hashlib
 import hmac
-import os
-import secrets
-import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Self
@@ -19,169 +16,209 @@ from typing_extensions import override
 
 from kms.errors import ConfigurationError, RootKeyUnavailable
 from kms.keys.root_messages import FOUNDING_EPOCH, Mode
-from kms.rootkey.root_document import SECRET_LENGTH, RootDocument, RootDocumentError, read, write
-
-_AT_MOST: Final = 1 << 20  # bytes; about 10 000 epochs
-_FOREIGN_BITS: Final = 0o077
-_RESTORE: Final = "Restore it from a backup; a new one would open no existing disk."
-
-
-class RootKeyMissing(ConfigurationError):
-    """There is no root key where one is configured."""
-
-    code = "root-key-missing"
+from kms.rootkey.encrypted_document import wipe
+from kms.rootkey.provider import SECRET_LENGTH, Opener, RootAccess, RootKeyMissing
+from kms.rootkey.root_document import RootDocument
+from kms.rootkey.root_file import RootFile
 
 
 class FileRootKey:
-    """A root key held in this process's memory. See `kms.ports.RootKey`."""
+    """Implements `kms.rootkey.provider.RootProvider`. An epoch in memory is never forgotten.
 
-    __slots__ = ("_secrets",)
+    Guests get its keys even where the file was lost meanwhile; `versions`, `ensure` and `secrets` say that it
+    was. Reading and writing happen in threads, everything else in the event loop.
+    """
 
-    def __init__(self, epochs: dict[int, bytes]) -> None:
-        self._secrets = {epoch: bytearray(secret) for epoch, secret in epochs.items()}
+    __slots__ = ("_closed", "_digest", "_file", "_secrets")
+
+    def __init__(self, file: RootFile | None, secrets: Mapping[int, bytes]) -> None:
+        self._file = file
+        self._secrets = {epoch: bytearray(secret) for epoch, secret in secrets.items()}
+        self._digest = b""  # SHA-256 of the file's text that agreed with memory last
+        self._closed = False
 
     @classmethod
-    def load(cls, path: Path, mode: Mode) -> Self:
-        """Load and verify the file; it must be marked with `mode`.
+    def of(cls, secrets: Mapping[int, bytes]) -> Self:
+        """Give a root of these secrets (32 bytes each) that is in memory only."""
+        return cls(None, secrets)
+
+    @classmethod
+    async def open(cls, file: RootFile) -> Self:
+        """Open a file.
 
         Raises:
             RootKeyMissing: there is no such file.
-            ConfigurationError: not a regular file of ours with mode 0600, damaged, or of the other mode.
+            ConfigurationError: not a regular file of ours with mode 0600, damaged, of the other mode, or
+                (not) encrypted under this passphrase.
 
         """
-        try:
-            document = read(_read_private(path))
-        except RootDocumentError as error:
-            raise ConfigurationError(f"root key file {path}: {error}", remedy=_RESTORE) from None
-        if document.mode is not mode:
-            raise ConfigurationError(
-                f"root key file {path} was made for {document.mode} mode; this server runs in {mode} mode",
-                remedy="Use the data folder of this mode. A root never changes from one mode to the other.",
-            )
-        return cls(document.secrets)
+        root = cls(file, {})
+        await root._look(file)
+        return root
 
-    async def prf(self, epoch: int, message: bytes) -> bytes:
-        """Give HMAC-SHA-512 of `message` under the root of `epoch`: 64 bytes.
+    @property
+    def marked(self) -> bool:
+        """The document has the mode."""
+        return True
 
-        Raises:
-            RootKeyUnavailable: the epoch does not exist, or the key was closed.
-
-        """
+    async def outputs(self, epoch: int, messages: Sequence[bytes]) -> tuple[bytes, ...]:
+        """Give HMAC-SHA-512 of each message; see `RootProvider.outputs`."""
+        if epoch not in self._secrets:
+            await self._catch_up()  # another process may have made it
         secret = self._secrets.get(epoch)
         if secret is None:
-            raise RootKeyUnavailable("the root key file has no such epoch", reason="root-epoch-missing")
-        return hmac.digest(secret, message, "sha512")
+            raise RootKeyUnavailable(f"the root key has no epoch {epoch}", reason="root-epoch-missing")
+        return tuple(hmac.digest(secret, message, "sha512") for message in messages)
 
-    async def epochs(self) -> tuple[int, ...]:
-        """Give the epochs that exist, oldest first."""
+    async def versions(self) -> tuple[int, ...]:
+        """Give the epochs that exist, oldest first, after a look at the file.
+
+        Raises:
+            RootKeyUnavailable: reason ``root-key-missing``, the file is gone; ``root-key-damaged``, it cannot
+                be used any more, or lost or changed an epoch that is in use.
+
+        """
+        await self._catch_up()
         return tuple(self._secrets)
 
-    def close(self) -> None:
-        """Overwrite the secrets. Copies that the JSON parser made are beyond reach."""
+    async def ensure(self, epoch: int, random: Callable[[int], bytes]) -> None:
+        """Make sure that `epoch` exists, durably; see `RootProvider.ensure`. Errors also as `versions`."""
+        await self._catch_up()
+        if self._file is not None:
+            in_use = dict(self._secrets)
+            document = await asyncio.to_thread(
+                self._file.add_epoch, epoch, random, lambda found: _require_agreement(in_use, found)
+            )
+            self._require_open()
+            self._adopt(document, b"")
+        elif epoch == len(self._secrets) + 1:
+            self._secrets[epoch] = bytearray(random(SECRET_LENGTH))
+        elif epoch not in self._secrets:
+            raise ConfigurationError(f"epoch {epoch} is not the next one")
+
+    async def secrets(self) -> Mapping[int, bytes]:
+        """Give the secret of each epoch, for a backup. Errors as `versions`."""
+        await self._catch_up()
+        return {epoch: bytes(secret) for epoch, secret in self._secrets.items()}
+
+    def start(self) -> None:
+        """Begin nothing: there is nothing to renew."""
+
+    async def close(self) -> None:
+        """Overwrite the secrets. Copies that reading the file made (JSON texts, bytes) are beyond reach."""
+        self._closed = True
         for secret in self._secrets.values():
-            secret[:] = bytes(len(secret))
+            wipe(secret)
         self._secrets.clear()
+
+    async def _catch_up(self) -> None:
+        """Hold the file against memory, and take the epochs that another process made meanwhile."""
+        self._require_open()
+        if self._file is not None:
+            try:
+                await self._look(self._file)
+            except ConfigurationError as error:
+                reason = "root-key-missing" if isinstance(error, RootKeyMissing) else "root-key-damaged"
+                raise RootKeyUnavailable(error.detail, reason=reason) from error
+
+    async def _look(self, file: RootFile) -> None:
+        # As of before the look: what another look or `ensure` adds meanwhile need not be in an older text.
+        in_use = dict(self._secrets)
+        digest, document = await asyncio.to_thread(self._changed, file)
+        self._require_open()
+        if document is not None:
+            _require_agreement(in_use, document)
+            self._adopt(document, digest)
+
+    def _changed(self, file: RootFile) -> tuple[bytes, RootDocument | None]:
+        """Give the SHA-256 of the file's text, and what it says, None where it is the text of the last time.
+
+        Deriving the key of a passphrase again each time would cost every look tenths of a second.
+        """
+        content = file.content()
+        digest = hashlib.sha256(content).digest()
+        if digest == self._digest:
+            wipe(content)
+            return digest, None
+        return digest, file.parse(content)
+
+    def _adopt(self, document: RootDocument, digest: bytes) -> None:
+        for epoch, secret in document.secrets.items():
+            self._secrets.setdefault(epoch, bytearray(secret))
+        # Not that of an older text: by it, an older file in this one's place would look unchanged.
+        self._digest = digest if len(document.secrets) == len(self._secrets) else b""
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RootKeyUnavailable("the root key was closed")
 
     @override
     def __repr__(self) -> str:
         return f"FileRootKey(epochs={len(self._secrets)})"
 
 
-def create(path: Path, mode: Mode, now: datetime, random: Callable[[int], bytes]) -> None:
-    """Make a root key file with one epoch. An existing file is never replaced.
+class FileOpener:
+    """Implements `kms.rootkey.provider.Opener` for ``file:PATH``."""
 
-    The file appears whole or not at all, and is on disk when this returns: keys must not be released
-    under a root that a power cut can take back. Missing folders are made with mode 0700.
+    def check(self, rest: str, access: RootAccess) -> None:
+        """Check that there is a path."""
+        _file(rest, access)
+
+    async def open(self, rest: str, access: RootAccess) -> FileRootKey:
+        """Open an existing file; errors as `FileRootKey.open`."""
+        return await FileRootKey.open(_file(rest, access))
+
+    async def create(
+        self, rest: str, access: RootAccess, *, now: datetime, random: Callable[[int], bytes]
+    ) -> FileRootKey:
+        """Make a file with epoch 1, and open it. Raises `ConfigurationError` as `RootFile.make`."""
+        return await self.restore(rest, access, {FOUNDING_EPOCH: random(SECRET_LENGTH)}, now=now)
+
+    async def restore(
+        self, rest: str, access: RootAccess, secrets: Mapping[int, bytes], *, now: datetime
+    ) -> FileRootKey:
+        """Make a file of these secrets, and open it.
+
+        Raises:
+            ConfigurationError: as `RootFile.make`.
+            ValueError: they are no root's secrets, or `now` is naive.
+
+        """
+        file = _file(rest, access)
+        document = RootDocument(access.mode, now, dict(sorted(secrets.items())))
+        await asyncio.to_thread(file.make, document)
+        return await FileRootKey.open(file)
+
+
+OPENER: Final[Opener] = FileOpener()
+
+
+def reseal(path: Path, mode: Mode, old: Callable[[], bytes] | None, new: Callable[[], bytes] | None) -> None:
+    """Put an existing file under another passphrase; None stands for none.
+
+    The blocks of the disk that held the old file are not overwritten (no file system can promise that): where
+    others may have had the disk while it was not encrypted, its keys are known to them.
 
     Raises:
-        ConfigurationError: something is already there, or it cannot be written.
-        ValueError: `random` gave another number of bytes, or `now` is naive.
+        RootKeyMissing: there is no such file.
+        ConfigurationError: as `FileRootKey.open`; or the new passphrase is short, or it cannot be written.
 
     """
-    content = write(RootDocument(mode, now, {FOUNDING_EPOCH: random(SECRET_LENGTH)}))
-    try:
-        _make_private(path.parent)
-        _write_new(path, content)
-    except FileExistsError:
-        raise ConfigurationError(
-            f"root key file {path}: something is already there, and it is never overwritten",
-            remedy="Use what is there, or choose another path.",
-        ) from None
-    except OSError as error:
-        raise ConfigurationError(
-            f"root key file {path} cannot be made: {error.strerror}",
-            remedy="Choose a folder that this user can write, on a file system with hard links.",
-        ) from None
+    RootFile(path, mode, old).reseal(new)
 
 
-def _read_private(path: Path) -> bytes:
-    # O_NONBLOCK: a FIFO in the file's place must not hang the start.
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise RootKeyMissing(f"there is no root key file {path}", remedy=_RESTORE) from None
-    except OSError as error:
+def _file(rest: str, access: RootAccess) -> RootFile:
+    if not rest or "\0" in rest or (rest.startswith("//") and not rest.startswith("///")):
         raise ConfigurationError(
-            f"root key file {path} cannot be opened: {error.strerror}",
-            remedy="It must be a regular file (not a link) of the user who runs the server.",
-        ) from None
-    try:
-        _require_private(path, os.fstat(descriptor))
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            content = file.read(_AT_MOST + 1)
-    except OSError as error:
-        raise ConfigurationError(f"root key file {path} cannot be read: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
-    if len(content) > _AT_MOST:
-        raise ConfigurationError(f"root key file {path} is longer than {_AT_MOST} bytes", remedy=_RESTORE)
-    return content
-
-
-def _require_private(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise ConfigurationError(f"root key {path} is not a regular file", remedy=_RESTORE)
-    if status.st_uid != os.geteuid():
-        raise ConfigurationError(
-            f"root key file {path} belongs to another user",
-            remedy="Whoever owns it can change it: chown it to the user who runs the server.",
+            "KMS_ROOT_KEY=file: needs the path of a file on this machine",
+            remedy="Write file:/var/lib/kms/root.key or file:///var/lib/kms/root.key.",
         )
-    if status.st_mode & _FOREIGN_BITS:
-        raise ConfigurationError(
-            f"root key file {path} has mode {stat.S_IMODE(status.st_mode):04o}: others can use it",
-            remedy=f"chmod 0600 {path}; if others may have read it, its keys are known to them.",
-        )
+    return RootFile(Path(rest), access.mode, access.passphrase)
 
 
-def _make_private(folder: Path) -> None:
-    """Make the folder and its missing parents, each 0700 and entered durably in its own parent."""
-    if folder.is_dir():
-        return
-    _make_private(folder.parent)
-    with contextlib.suppress(FileExistsError):  # another server of ours may be faster
-        folder.mkdir(mode=0o700)
-    _sync_folder(folder.parent)
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    # link() fails where anything has the name, which rename() would replace: two servers that start at
-    # once cannot each make a root and lose one.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _require_agreement(in_use: Mapping[int, bytearray], document: RootDocument) -> None:
+    for epoch, secret in in_use.items():
+        if not hmac.compare_digest(secret, document.secrets.get(epoch, b"")):
+            raise RootKeyUnavailable(
+                f"the root key file lost or changed epoch {epoch}, which is in use", reason="root-key-damaged"
+            )

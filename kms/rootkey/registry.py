@@ -1,68 +1,65 @@
-"""From ``KMS_ROOT_KEY`` to a provider."""
+"""From ``KMS_ROOT_KEY`` to a provider: one scheme, one module, imported only when it is used."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from kms.errors import ConfigurationError
-from kms.keys.root_messages import Mode
-from kms.ports import RootKey
-from kms.rootkey.file import FileRootKey, create
+from kms.rootkey.provider import Opener, RootAccess, RootProvider
 
-_PLANNED: Final = frozenset({"vault-transit", "vault-kv", "pkcs11"})
-
-
-def open_root_key(uri: str, *, mode: Mode) -> RootKey:
-    """Open the root key at `uri` (``file:PATH``), which must be marked with `mode`.
-
-    Raises:
-        RootKeyMissing: there is none; making one is the caller's decision (`create_root_key`).
-        ConfigurationError: an unknown or unbuilt provider, or a root that cannot be used.
-
-    """
-    return FileRootKey.load(_path(uri), mode)
+# Each module has `OPENER`, a `kms.rootkey.provider.Opener`.
+_MODULES: Final[Mapping[str, str]] = {
+    "file": "kms.rootkey.file",
+    "vault-transit": "kms.rootkey.vault_transit",
+    "vault-kv": "kms.rootkey.vault_kv",
+    "pkcs11": "kms.rootkey.pkcs11",
+}
+SCHEMES: Final = tuple(_MODULES)
 
 
-def create_root_key(uri: str, *, mode: Mode, now: datetime, random: Callable[[int], bytes]) -> RootKey:
-    """Make a new root at `uri`, never over an existing one, and open it.
-
-    Call it only where no key-check value exists. `random` gives that many bytes of the system's
-    randomness (`secrets.token_bytes`).
-
-    Raises:
-        ConfigurationError: an unknown or unbuilt provider, something is already there, or it cannot be
-            written.
-
-    """
-    path = _path(uri)
-    create(path, mode, now, random)
-    return FileRootKey.load(path, mode)
-
-
-def check_uri(uri: str) -> None:
-    """Check that `uri` names a provider of this version, without touching what it names.
+def check_uri(uri: str, access: RootAccess) -> None:
+    """Check that `uri` names a root key that this version can use, without touching what it names.
 
     Raises:
         ConfigurationError: it does not.
 
     """
-    _path(uri)
+    opener, rest = _opener(uri)
+    opener.check(rest, access)
 
 
-def _path(uri: str) -> Path:
-    # The rest of a URI may hold a PIN (pkcs11) or a path: only a known scheme is ever repeated.
+async def open_provider(uri: str, access: RootAccess) -> RootProvider:
+    """Open the root key at `uri`; see `Opener.open`."""
+    opener, rest = _opener(uri)
+    return await opener.open(rest, access)
+
+
+async def create_provider(
+    uri: str, access: RootAccess, *, now: datetime, random: Callable[[int], bytes]
+) -> RootProvider:
+    """Make a new root at `uri`, never over an existing one, and open it; see `Opener.create`.
+
+    Call it only where no key-check value exists. `random` is `secrets.token_bytes`.
+    """
+    opener, rest = _opener(uri)
+    return await opener.create(rest, access, now=now, random=random)
+
+
+async def restore_provider(
+    uri: str, access: RootAccess, secrets: Mapping[int, bytes], *, now: datetime
+) -> RootProvider:
+    """Make a root of the secrets of a backup at `uri`, never over an existing one; see `Opener.restore`."""
+    opener, rest = _opener(uri)
+    return await opener.restore(rest, access, secrets, now=now)
+
+
+def _opener(uri: str) -> tuple[Opener, str]:
+    # The rest of a URI may hold what is no business of a log: only a known scheme is ever repeated.
     scheme, colon, rest = uri.partition(":")
-    if colon and scheme in _PLANNED:
+    if not colon or scheme not in _MODULES:
         raise ConfigurationError(
-            f"this version has no root key provider {scheme}:",
-            remedy="Set KMS_ROOT_KEY to file:PATH.",
+            "KMS_ROOT_KEY names no known provider",
+            remedy="Set it to file:PATH, vault-transit:MOUNT/KEY, vault-kv:MOUNT/PATH or pkcs11:…",
         )
-    if not colon or scheme != "file":
-        raise ConfigurationError("KMS_ROOT_KEY names no known provider", remedy="Set it to file:PATH.")
-    if not rest or "\0" in rest or (rest.startswith("//") and not rest.startswith("///")):
-        raise ConfigurationError(
-            "KMS_ROOT_KEY=file: needs the path of a file on this machine",
-            remedy="Write file:/var/lib/kms/root.key or file:///var/lib/kms/root.key.",
-        )
-    return Path(rest)
+    return cast("Opener", importlib.import_module(_MODULES[scheme]).OPENER), rest

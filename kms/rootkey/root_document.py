@@ -9,6 +9,8 @@
 
 The checksum is over the RFC 8785 form of the document without it. It finds damage, not malice: whoever
 can write the file can compute it. Against another root in this one's place there is the key-check value.
+
+Under a passphrase this text is the plaintext of another document (`kms.rootkey.encrypted_document`).
 """
 
 import hashlib
@@ -22,14 +24,14 @@ import rfc8785
 
 from kms.encoding import b64url
 from kms.keys.root_messages import FOUNDING_EPOCH, Mode
+from kms.rootkey.provider import SECRET_LENGTH
 from kms.strict_json import Fields, JsonValue, parse_object
 
-SECRET_LENGTH: Final = 32  # bytes of one epoch's root
+MAX_EPOCHS: Final = 4096  # one a day for eleven years; a document of that many is still read
 
 _FORMAT: Final = "attested-kms/root-key"
 _VERSION: Final = 1
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"  # RFC 3339, UTC, whole seconds
-_MAX_EPOCHS: Final = 10_000
 
 
 class RootDocumentError(ValueError):
@@ -49,6 +51,8 @@ class RootDocument:
         # identity and no challenge key.
         if not self.secrets or list(self.secrets) != list(range(FOUNDING_EPOCH, len(self.secrets) + 1)):
             raise ValueError("the epochs must be 1, 2, … without a gap")
+        if len(self.secrets) > MAX_EPOCHS:
+            raise ValueError(f"more than {MAX_EPOCHS} epochs")
         for secret in self.secrets.values():
             if len(secret) != SECRET_LENGTH or not any(secret):
                 raise ValueError(f"an epoch's secret must be {SECRET_LENGTH} bytes, not all zero")
@@ -57,7 +61,7 @@ class RootDocument:
 
 
 def write(document: RootDocument) -> bytes:
-    """Give the text of the file. It holds the secrets."""
+    """Give the text of the file. It holds the secrets, and cannot be overwritten in memory."""
     body: dict[str, JsonValue] = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -69,8 +73,11 @@ def write(document: RootDocument) -> bytes:
     return json.dumps(whole, indent=1).encode("ascii") + b"\n"
 
 
-def read(content: bytes) -> RootDocument:
+def read(content: bytes | bytearray) -> RootDocument:
     """Read and verify the text of a file, strictly.
+
+    The caller can overwrite `content` afterwards; the JSON parser's texts and the secrets decoded from them
+    are Python's, and stay in memory until it is used for something else.
 
     Raises:
         RootDocumentError: damaged, of an unknown format or version, or not as written by `write`.
@@ -84,7 +91,7 @@ def read(content: bytes) -> RootDocument:
         raise RootDocumentError(f"damaged: {error}") from None
 
 
-def _read(content: bytes) -> RootDocument:
+def _read(content: bytes | bytearray) -> RootDocument:
     body = parse_object(content)
     fields = Fields(body, "document")
     if fields.text("format") != _FORMAT or fields.integer("version") != _VERSION:
@@ -95,7 +102,7 @@ def _read(content: bytes) -> RootDocument:
         raise RootDocumentError("damaged: the checksum does not fit")
     mode = fields.convert("mode", fields.text("mode"), Mode.parse)
     created_at = fields.convert("created_at", fields.text("created_at"), _time)
-    epochs = [_epoch(Fields(item, "epoch")) for item in fields.array("epochs", at_most=_MAX_EPOCHS)]
+    epochs = [_epoch(Fields(item, "epoch")) for item in fields.array("epochs", at_most=MAX_EPOCHS)]
     fields.end()
     if len(dict(epochs)) != len(epochs):
         raise RootDocumentError("damaged: an epoch appears twice")

@@ -1,3 +1,5 @@
+"""From ``KMS_ROOT_KEY`` to a provider."""
+
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -6,42 +8,66 @@ import pytest
 
 from kms.errors import ConfigurationError
 from kms.keys.root_messages import Mode
-from kms.rootkey import FileRootKey, RootKeyMissing, create_root_key, open_root_key
+from kms.rootkey import (
+    RootAccess,
+    RootKeyMissing,
+    check_uri,
+    create_provider,
+    open_provider,
+    restore_provider,
+)
+from kms.rootkey.file import FileRootKey
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
+ACCESS = RootAccess(mode=Mode.PRODUCTION)
 
 
 @pytest.mark.parametrize("form", ["file:{}", "file://{}"])
 async def test_a_file_is_made_once_and_opened_again(tmp_path: Path, form: str) -> None:
     uri = form.format(tmp_path / "root.key")
-    made = create_root_key(uri, mode=Mode.PRODUCTION, now=NOW, random=os.urandom)
-    again = open_root_key(uri, mode=Mode.PRODUCTION)
+    check_uri(uri, ACCESS)
+    made = await create_provider(uri, ACCESS, now=NOW, random=os.urandom)
+    again = await open_provider(uri, ACCESS)
     assert isinstance(again, FileRootKey)
-    assert await made.prf(1, b"x") == await again.prf(1, b"x")
-    assert (tmp_path / "root.key").exists()
+    assert await made.outputs(1, [b"x"]) == await again.outputs(1, [b"x"])
+    with pytest.raises(ConfigurationError, match="already there"):
+        await create_provider(uri, ACCESS, now=NOW, random=os.urandom)
 
 
-def test_opening_never_makes_a_root(tmp_path: Path) -> None:
+async def test_opening_and_checking_never_make_a_root(tmp_path: Path) -> None:
+    uri = f"file:{tmp_path}/root.key"
+    check_uri(uri, ACCESS)
     with pytest.raises(RootKeyMissing):
-        open_root_key(f"file:{tmp_path}/root.key", mode=Mode.PRODUCTION)
-    assert list(tmp_path.iterdir()) == []
+        await open_provider(uri, ACCESS)
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 -- nobody waits
 
 
-@pytest.mark.parametrize("uri", ["vault-transit:mount/key", "vault-kv:mount/path", "pkcs11:pin-value=1234"])
-def test_providers_of_later_versions_are_named_and_refused(uri: str) -> None:
-    for attempt in (open_root_key, lambda u, mode: create_root_key(u, mode=mode, now=NOW, random=os.urandom)):
-        with pytest.raises(ConfigurationError, match="this version has no root key provider") as caught:
-            attempt(uri, mode=Mode.PRODUCTION)
-        assert uri.partition(":")[2] not in caught.value.detail
-        assert caught.value.remedy
+async def test_a_backup_is_restored(tmp_path: Path) -> None:
+    secrets = {1: b"a" * 32, 2: b"b" * 32}
+    restored = await restore_provider(f"file:{tmp_path}/root.key", ACCESS, secrets, now=NOW)
+    assert await restored.secrets() == secrets
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "file", "file:", "/root.key", "FILE:/x", "hunter2:/x", "file://host/x", "file:/x\0y", ":x"]
+    "uri",
+    [
+        "",
+        "file",
+        "file:",
+        "/root.key",
+        "FILE:/x",
+        "hunter2:/x",
+        "file://host/x",
+        "file:/x\0y",
+        ":x",
+        "a:hunter2",
+    ],
 )
-def test_other_uris_are_refused_without_echo(uri: str) -> None:
+async def test_other_uris_are_refused_without_echo(uri: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        open_root_key(uri, mode=Mode.PRODUCTION)
-    assert "hunter2" not in caught.value.detail
-    assert not isinstance(caught.value, RootKeyMissing)
+        check_uri(uri, ACCESS)
+    assert "hunter2" not in caught.value.detail + caught.value.remedy
     assert caught.value.remedy
+    with pytest.raises(ConfigurationError) as caught:
+        await open_provider(uri, ACCESS)
+    assert not isinstance(caught.value, RootKeyMissing)

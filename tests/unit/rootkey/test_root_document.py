@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kms.keys.root_messages import Mode
-from kms.rootkey.root_document import RootDocument, RootDocumentError, read, write
+from kms.rootkey.root_document import MAX_EPOCHS, RootDocument, RootDocumentError, read, write
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SECRETS = {1: bytes(range(1, 33)), 2: bytes(range(33, 65))}
@@ -45,6 +45,33 @@ def refused(content: bytes) -> str:
 def test_what_is_written_is_read(mode: Mode, secrets: list[bytes], moment: datetime) -> None:
     document = RootDocument(mode, moment.replace(microsecond=0), dict(enumerate(secrets, start=1)))
     assert read(write(document)) == document
+
+
+def test_a_file_of_the_first_version_is_read_for_ever() -> None:
+    content = b"""{
+ "format": "attested-kms/root-key",
+ "version": 1,
+ "mode": "production",
+ "created_at": "2026-01-02T03:04:05Z",
+ "epochs": [
+  {
+   "epoch": 1,
+   "secret": "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA"
+  }
+ ],
+ "checksum": "c2bd99a6fcc7bbc1f06630dd677493cc4e46aa63cba7f936772a360bd85c7bac"
+}
+"""
+    assert read(content) == RootDocument(Mode.PRODUCTION, NOW, {1: SECRETS[1]})
+    assert write(read(content)) == content
+
+
+def test_the_most_epochs_that_can_be_written_can_be_read() -> None:
+    secrets = {epoch: epoch.to_bytes(32, "big") for epoch in range(1, MAX_EPOCHS + 1)}
+    most = RootDocument(Mode.PRODUCTION, NOW, secrets)
+    assert read(write(most)) == most
+    with pytest.raises(ValueError, match="more than"):
+        RootDocument(Mode.PRODUCTION, NOW, {**secrets, MAX_EPOCHS + 1: SECRETS[1]})
 
 
 def test_the_checksum_is_over_the_canonical_form() -> None:

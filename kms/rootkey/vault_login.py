@@ -1,0 +1,172 @@
+"""Getting a token from Vault, by each of the ways that `kms.rootkey.vault_access` names, and renewing it.
+
+Everything here runs in a thread: it reads files and waits for Vault.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from kms import private_files
+from kms.errors import ConfigurationError
+from kms.rootkey.vault_access import AppRole, Kubernetes, TokenFile
+from kms.rootkey.vault_exchange import Answer, VaultConnection, members, unavailable, whole
+
+_AT_MOST: Final = 64 << 10  # bytes of a token; a service account's, with many claims, is the longest
+# Vault locks a role for a quarter of an hour after five wrong secret ids, for every server that uses it, and
+# forgets them after as long without one (Vault's "user lockout", on by default).
+_REST_AFTER_REFUSAL: Final = 20 * 60.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A token with `seconds` of life from `since` (monotonic), and how many it had when it was given out.
+
+    0 seconds: it lives until somebody revokes it.
+    """
+
+    token: str = field(repr=False)
+    seconds: int
+    granted: int
+    renewable: bool
+    since: float
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was given out or renewed."""
+        return time.monotonic() - self.since
+
+    @property
+    def over(self) -> bool:
+        """Whether its life is over, by our clock."""
+        return 0 < self.seconds <= self.age
+
+    @property
+    def due(self) -> bool:
+        """Whether half its life is over: time to renew it."""
+        return 0 < self.seconds <= 2 * self.age
+
+
+def check_credentials(way: TokenFile | AppRole | Kubernetes) -> None:
+    """Check that what we log in with is there and is nobody else's. Raises `ConfigurationError`."""
+    match way:
+        case TokenFile(path) | AppRole(secret_id_file=path):
+            _read_own(path)
+        case Kubernetes(token_file=path):
+            _read_projected(path)
+
+
+class VaultLogin:
+    """One way to log in. Each call raises `RootKeyUnavailable` where Vault does not answer."""
+
+    def __init__(self, connection: VaultConnection, way: TokenFile | AppRole | Kubernetes) -> None:
+        self._connection = connection
+        self._way = way
+        self._refused: tuple[int, int] | None = None  # which writing of the secret id's file
+        self._rest_until = 0.0
+
+    def log_in(self) -> Lease:
+        """Get a token; what is in files is read anew.
+
+        Raises:
+            RootKeyUnavailable: reason ``root-key-token-expired`` where Vault does not take what we have.
+
+        """
+        try:
+            match self._way:
+                case TokenFile(path):
+                    return self._look_up(_read_own(path))
+                case AppRole(role_id, path, mount):
+                    return self._show_secret_id(role_id, path, mount)
+                case Kubernetes(role, path, mount):
+                    return _granted(mount, self._show(mount, {"role": role, "jwt": _read_projected(path)}))
+        except ConfigurationError as error:
+            raise unavailable("root-key-token-expired", error.detail) from None
+
+    def renew(self, lease: Lease) -> Lease | None:
+        """Renew a token; None where that cannot be, or no longer gives half of what it had at first."""
+        if not lease.renewable:
+            return None
+        answer = self._connection.exchange("post", "auth/token/renew-self", {}, token=lease.token)
+        seconds = whole(members(answer.body.get("auth")).get("lease_duration"))
+        # Near the end of the longest life that Vault allows it, each renewal gives less.
+        if answer.status != 200 or 2 * seconds < lease.granted:
+            return None
+        return replace(lease, seconds=seconds, since=time.monotonic())
+
+    def _look_up(self, token: str) -> Lease:
+        answer = self._connection.exchange("get", "auth/token/lookup-self", token=token)
+        if answer.status != 200:
+            raise unavailable("root-key-token-expired", "Vault does not take the token in the token file")
+        # The last part of a second is 0 seconds to Vault; so is the life of a token that never ends.
+        ends = answer.data.get("expire_time") is not None
+        seconds = max(whole(answer.data.get("ttl")), 1) if ends else 0
+        return _new_lease(token, seconds, answer.data.get("renewable"))
+
+    def _show_secret_id(self, role_id: str, path: Path, mount: str) -> Lease:
+        writing = _writing(path)  # before it is read: what is written in between counts as new
+        secret_id = _read_own(path)
+        if writing == self._refused and time.monotonic() < self._rest_until:
+            raise unavailable(
+                "root-key-token-expired",
+                f"Vault refused the secret id in {path}; it is shown again once the file is written anew",
+            )
+        answer = self._show(mount, {"role_id": role_id, "secret_id": secret_id})
+        if answer.status in {400, 403}:
+            self._refused, self._rest_until = writing, time.monotonic() + _REST_AFTER_REFUSAL
+        return _granted(mount, answer)
+
+    def _show(self, mount: str, credentials: Mapping[str, object]) -> Answer:
+        return self._connection.exchange("post", f"auth/{mount}/login", credentials)
+
+
+def _granted(mount: str, answer: Answer) -> Lease:
+    auth = members(answer.body.get("auth"))
+    token = auth.get("client_token")
+    if answer.status != 200 or not isinstance(token, str) or not token:
+        raise unavailable(
+            "root-key-token-expired", f"Vault refused the login at auth/{mount} ({answer.status})"
+        )
+    return _new_lease(token, auth.get("lease_duration"), auth.get("renewable"))
+
+
+def _new_lease(token: str, seconds: object, renewable: object) -> Lease:
+    return Lease(token, whole(seconds), whole(seconds), renewable is True, time.monotonic())
+
+
+def _read_own(path: Path) -> str:
+    return _read(path, foreign=0o077, ours=True)
+
+
+def _read_projected(path: Path) -> str:
+    # Kubernetes gives it the mode and owner that it likes, and replaces it when it gets old.
+    return _read(path, foreign=0, ours=False)
+
+
+def _read(path: Path, *, foreign: int, ours: bool) -> str:
+    owners = {os.geteuid(), 0} if ours else None
+    try:
+        # Followed, because mounted secrets are links; what is judged is what was opened.
+        content = private_files.read(path, at_most=_AT_MOST, owners=owners, foreign=foreign, follow=True)
+    except private_files.Unfit as error:
+        raise ConfigurationError(
+            f"{path} {error}", remedy=f"chmod 0600 {path}, as the server's user"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+    text = content.decode("ascii", errors="replace").strip()
+    # It goes into a header: a line end in it must not begin another one.
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigurationError(f"{path} holds no token", remedy="one line of text, and nothing else")
+    return text
+
+
+def _writing(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None  # reading it says why
+    return status.st_ino, status.st_mtime_ns
