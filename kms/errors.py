@@ -18,7 +18,7 @@
     │   ├── Unauthenticated                                                       401
     │   ├── Forbidden                                                             403
     │   ├── NotFound                                                              404
-    │   ├── PolicyConflict, PolicyGated, OperatorExists                           409
+    │   ├── PolicyConflict, PolicyGated, OperatorExists, KeysConflict, EpochInUse  409
     │   └── PolicyRefused                                                         422
     └── ConfigurationError        the operator must change something; start-up and commands only
 
@@ -177,6 +177,18 @@ class OperatorExists(OperatorRefusal):
     """There is an operator of this name, or with this certificate."""
 
     code = "operator-exists"
+
+
+class KeysConflict(OperatorRefusal):
+    """Somebody else changed the epochs, or the identity, just now; or the change makes no sense as it is."""
+
+    code = "keys-conflict"
+
+
+class EpochInUse(OperatorRefusal):
+    """Guests that were seen lately never took a newer epoch; `details` name them."""
+
+    code = "epoch-in-use"
 
 
 class ConfigurationError(KmsError):

@@ -14,17 +14,26 @@ PAYLOAD: Final = "attested-kms/v1/payload"  # identity signature over a released
 RECEIPT: Final = "attested-kms/v1/receipt"  # identity signature over a receipt
 SIGNING_STATEMENT: Final = "attested-kms/v1/signing-statement"  # identity's word for an app's signing key
 
-# --- operators' signatures ---
+ENV_KEY: Final = "attested-kms/v1/env-key"  # identity signature over an app's published env key
+ENV: Final = "attested-kms/v1/env"  # HPKE info of an environment sealed to an app
+HAND_OVER: Final = "attested-kms/v1/hand-over"  # an identity's signature over the one that follows it
+
+# --- operators' signatures and backups ---
 POLICY_STATEMENT: Final = "attested-kms/v1/policy"  # Ed25519 over a change of policy; the SSHSIG namespace
+BACKUP: Final = "attested-kms/v1/backup"  # HPKE info of a root sealed to a recovery key
 
 # --- under the root secret (PRF messages) ---
 ROOT_CHECK: Final = "attested-kms/v1/root-check"  # key-check value of an epoch
 ROOT_IDENTITY: Final = "attested-kms/v1/root-identity"  # seed of the KMS identity
 ROOT_CHALLENGE: Final = "attested-kms/v1/root-challenge"  # MAC key of challenges
 ROOT_ROWS: Final = "attested-kms/v1/root-rows"  # MAC key of database rows that give power
+ROOT_APPS_CA: Final = "attested-kms/v1/root-apps-ca"  # private key of the CA of all apps' certificates
+ROOT_FOREIGN: Final = "attested-kms/v1/root-foreign"  # key under which imported roots are kept
+ROOT_DEVELOPMENT: Final = "attested-kms/v1/root-development"  # wraps all of these where a root has no mark
 ROOT_APP: Final = "attested-kms/v1/root-app"  # secret of one app in one epoch
 
 # --- expansion of an app's secret, and MACs ---
+APP_CA: Final = "attested-kms/v1/app-ca"  # HKDF-Expand info of an app's certificate authority
 APP_KEY: Final = "attested-kms/v1/app-key"  # HKDF-Expand info of one released key
 CHALLENGE: Final = "attested-kms/v1/challenge"  # MAC over a challenge
 ROW: Final = "attested-kms/v1/row"  # MAC over a database row

@@ -1,10 +1,11 @@
 """What operators' work needs from outside, as small protocols beside those of the release path."""
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, Self
 
+from kms.keys.epochs import Epoch, EpochTable
 from kms.ledger.actions import OperatorAction
 from kms.policy.history import Head, PolicyChange, PolicySignature
 from kms.policy.revision import Revision
@@ -151,4 +152,118 @@ class Actions(Protocol):
 
     async def actions(self, *, before: str | None, limit: int) -> tuple[dict[str, JsonValue], ...]:
         """Give the newest actions older than the one with this id, newest first, as JSON."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A generation of the KMS identity after the first; `number` is 2 or more."""
+
+    number: int
+    made_at: datetime
+    made_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyProgress:
+    """How far epochs and generations had come at some moment. None of it ever goes back.
+
+    `epochs` and `generations` are the newest numbers, `in_use` the newest epoch whose time had come,
+    `retired` all that were. Each by itself: in a mere sum, an attacker could hide an undone retirement behind
+    the next change that operators make.
+    """
+
+    epochs: int = 0
+    in_use: int = 0
+    retired: frozenset[int] = frozenset()
+    generations: int = 1
+
+    def with_epochs(self, table: EpochTable, now: datetime) -> Self:
+        """Give what a table of epochs shows, with the generations of this."""
+        return replace(
+            self,
+            epochs=table.newest.number,
+            in_use=max((each.number for each in table.epochs if each.active_from <= now), default=0),
+            retired=frozenset(each.number for each in table.epochs if each.retired_at is not None),
+        )
+
+    def includes(self, other: "KeyProgress") -> bool:
+        """Say whether nothing of `other` is missing here."""
+        return self.united(other) == self
+
+    def united(self, other: "KeyProgress") -> Self:
+        """Give the furthest of both."""
+        return replace(
+            self,
+            epochs=max(self.epochs, other.epochs),
+            in_use=max(self.in_use, other.in_use),
+            retired=self.retired | other.retired,
+            generations=max(self.generations, other.generations),
+        )
+
+
+class SeenKeys(Protocol):
+    """How far this server has seen epochs and generations come, kept outside the database."""
+
+    async def read_keys(self) -> KeyProgress:
+        """Give it; if nothing is kept, nothing was seen. Raises `LedgerUnavailable`: it cannot be told."""
+        ...
+
+    async def remember_keys(self, progress: KeyProgress) -> None:
+        """Keep it, durably, united with what is kept. Raises `LedgerUnavailable`: it could not be kept."""
+        ...
+
+
+class KeyRegister(Protocol):
+    """Which epochs and generations there are, for those who add to them. What it gives is authentic.
+
+    Every method raises `LedgerUnavailable` when the database does not answer, or (reason
+    ``epochs-untrusted``) when what it holds was not written by this KMS.
+    """
+
+    async def epochs(self) -> EpochTable:
+        """Give the epochs; see `kms.ports.Epochs`."""
+        ...
+
+    async def add_epoch(self, epoch: Epoch, check_value: bytes, action: OperatorAction) -> None:
+        """Adopt an epoch with its key-check value (32 bytes), and record who did it, in one transaction.
+
+        Raises:
+            KeysConflict: there is an epoch of this number already, or another check value for it.
+
+        """
+        ...
+
+    async def change_epoch(self, old: Epoch, new: Epoch, action: OperatorAction) -> None:
+        """Replace what is known of an epoch, in one transaction: its time while it waits, or its end.
+
+        Raises:
+            KeysConflict: it is no longer as `old` says, or its time has come.
+
+        """
+        ...
+
+    async def generations(self) -> tuple[Generation, ...]:
+        """Give the generations of the identity after the first, oldest first."""
+        ...
+
+    async def add_generation(self, generation: Generation, action: OperatorAction) -> None:
+        """Add a generation, and record who did it. Raises `KeysConflict`: there is one of this number."""
+        ...
+
+
+class RootVersions(Protocol):
+    """The versions of the root, where it lives. Every method may raise `RootKeyUnavailable`."""
+
+    async def versions(self) -> tuple[int, ...]:
+        """Give the epochs that exist there, adopted or not, oldest first."""
+        ...
+
+    async def ensure(self, epoch: int) -> bytes:
+        """Make sure that `epoch` exists, durably, and give its key-check value (32 bytes).
+
+        Raises:
+            ConfigurationError: it may not be made there, or it is not the next one.
+
+        """
         ...

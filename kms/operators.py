@@ -27,6 +27,8 @@ class Permission(StrEnum):
     VERIFY_EVIDENCE = "verify-evidence"
     READ_OPERATORS = "read-operators"  # operators, and what they did
     CHANGE_OPERATORS = "change-operators"
+    READ_KEYS = "read-keys"  # epochs, generations of the identity, which guest took which epoch
+    CHANGE_KEYS = "change-keys"  # rotate, schedule, retire; and the identity
 
 
 _MAY: Final[Mapping[Role, frozenset[Permission]]] = {
@@ -37,6 +39,7 @@ _MAY: Final[Mapping[Role, frozenset[Permission]]] = {
             Permission.CHANGE_POLICY,
             Permission.READ_RECORD,
             Permission.VERIFY_EVIDENCE,
+            Permission.READ_KEYS,
         }
     ),
     Role.AUDITOR: frozenset(
@@ -45,6 +48,7 @@ _MAY: Final[Mapping[Role, frozenset[Permission]]] = {
             Permission.READ_RECORD,
             Permission.VERIFY_EVIDENCE,
             Permission.READ_OPERATORS,
+            Permission.READ_KEYS,
         }
     ),
     Role.ADMIN: frozenset(Permission),

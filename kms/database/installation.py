@@ -1,13 +1,14 @@
 """The marks of a database: what it was made for, and which root made its keys."""
 
 from collections.abc import Mapping
+from datetime import datetime
 
 from sqlalchemy import insert, select
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kms.database.engine import reading, writing
 from kms.database.schema import installation, root_checks
-from kms.errors import ConfigurationError
+from kms.errors import ConfigurationError, LedgerUnavailable
 from kms.keys.root_messages import Mode
 from kms.ledger.entries import timestamp
 from kms.ports import Clock
@@ -41,29 +42,45 @@ class Installation:
             )
 
     async def check_values(self) -> dict[int, bytes]:
-        """Give the stored key-check value (32 bytes) of each epoch."""
-        query = select(root_checks.c.epoch, root_checks.c.check_value)
-        async with reading(self._engine) as connection:
-            return {row.epoch: row.check_value for row in await connection.execute(query)}
-
-    async def remember_check_values(self, values: Mapping[int, bytes]) -> None:
-        """Store the key-check values of new epochs, all of them or none.
+        """Give the stored key-check value (32 bytes) of each epoch.
 
         Raises:
-            ConfigurationError: another server stored another value meanwhile: there are two roots.
+            LedgerUnavailable: the database did not answer, or holds something else in their place.
 
         """
-        now = timestamp(self._clock())
+        async with reading(self._engine) as connection:
+            return await stored_check_values(connection)
+
+    async def remember_check_values(self, values: Mapping[int, bytes]) -> None:
+        """Store the key-check values of new epochs, all of them or none; see `adopt_check_values`."""
         async with writing(self._engine) as connection:
-            query = select(root_checks.c.epoch, root_checks.c.check_value)
-            stored = {row.epoch: row.check_value for row in await connection.execute(query)}
-            if any(stored.get(epoch, value) != value for epoch, value in values.items()):
-                raise ConfigurationError(
-                    "another server gave this database another root key just now",
-                    remedy="let both servers use one root key (KMS_ROOT_KEY); this one's was never used",
-                )
-            for epoch, value in values.items():
-                if epoch not in stored:
-                    await connection.execute(
-                        insert(root_checks).values(epoch=epoch, check_value=value, created_at=now)
-                    )
+            await adopt_check_values(connection, values, self._clock())
+
+
+async def stored_check_values(connection: AsyncConnection) -> dict[int, bytes]:
+    """Give the key-check values, in a transaction of the caller's; see `Installation.check_values`."""
+    query = select(root_checks.c.epoch, root_checks.c.check_value)
+    stored = {row.epoch: row.check_value for row in await connection.execute(query)}
+    # SQLite keeps anything in any column.
+    if not all(type(epoch) is int and isinstance(value, bytes) for epoch, value in stored.items()):
+        raise LedgerUnavailable("a stored key-check value is not one", reason="epochs-untrusted")
+    return stored
+
+
+async def adopt_check_values(connection: AsyncConnection, values: Mapping[int, bytes], now: datetime) -> None:
+    """Store those that are not there, in a transaction of the caller's.
+
+    Raises:
+        ConfigurationError: another value is there: there are two roots.
+
+    """
+    stored = await stored_check_values(connection)
+    if any(stored.get(epoch, value) != value for epoch, value in values.items()):
+        raise ConfigurationError(
+            "another server gave this database another root key just now",
+            remedy="let both servers use one root key (KMS_ROOT_KEY); this one's was never used",
+        )
+    for epoch, value in values.items():
+        if epoch not in stored:
+            row = {"epoch": epoch, "check_value": value, "created_at": timestamp(now)}
+            await connection.execute(insert(root_checks).values(row))

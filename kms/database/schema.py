@@ -25,6 +25,40 @@ root_checks: Final = Table(
     Column("created_at", String(32), nullable=False),
 )
 
+# The epochs of the root that were adopted, and what they are good for. `mac` is under a root-derived key over
+# all other columns.
+key_epochs: Final = Table(
+    "key_epochs",
+    metadata,
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("made_at", String(32), nullable=False),
+    Column("made_by", String(256), nullable=False),
+    Column("active_from", String(32), nullable=False),
+    Column("retired_at", String(32), nullable=True),
+    Column("retired_by", String(256), nullable=True),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+# The generations of the KMS identity after the first, which needs no row. `mac` as above.
+key_identities: Final = Table(
+    "key_identities",
+    metadata,
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    Column("made_at", String(32), nullable=False),
+    Column("made_by", String(256), nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+# Roots of other KMSs, sealed under a root-derived key: whoever has the database alone has none of them.
+foreign_roots: Final = Table(
+    "foreign_roots",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("imported_at", String(32), nullable=False),
+    Column("imported_by", String(256), nullable=False),
+)
+
 # Immutable: the canonical bytes of a revision, whose SHA-256 is its name. `files` is how it was written, for
 # people (zlib over JSON, name to text): whoever reads it computes the digest again.
 policy_revisions: Final = Table(

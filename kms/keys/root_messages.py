@@ -9,7 +9,18 @@ from enum import StrEnum
 from typing import Final, Self
 
 from kms.identifiers import AppId
-from kms.labels import ROOT_APP, ROOT_CHALLENGE, ROOT_CHECK, ROOT_IDENTITY, ROOT_ROWS, frame, labelled
+from kms.labels import (
+    ROOT_APP,
+    ROOT_APPS_CA,
+    ROOT_CHALLENGE,
+    ROOT_CHECK,
+    ROOT_DEVELOPMENT,
+    ROOT_FOREIGN,
+    ROOT_IDENTITY,
+    ROOT_ROWS,
+    frame,
+    labelled,
+)
 
 PRF_LENGTH: Final = 64  # HMAC-SHA-512, the output of `kms.ports.RootKey.prf`
 
@@ -53,6 +64,25 @@ def challenge_message() -> bytes:
 def rows_message() -> bytes:
     """Ask `FOUNDING_EPOCH` for the key that authenticates database rows that give power."""
     return labelled(ROOT_ROWS, frame())
+
+
+def apps_ca_message() -> bytes:
+    """Ask `FOUNDING_EPOCH` for the private key of the CA of all apps' certificates; epochs do not touch it."""
+    return labelled(ROOT_APPS_CA, frame())
+
+
+def foreign_message() -> bytes:
+    """Ask `FOUNDING_EPOCH` for the key under which another KMS's imported roots are kept."""
+    return labelled(ROOT_FOREIGN, frame())
+
+
+def in_development(message: bytes) -> bytes:
+    """Turn any of these messages into the one that a development server asks of a root without a mark.
+
+    A key in Vault or an HSM does not say what it was made for. A development server that is pointed at
+    production's by accident would hand production's keys to simulated guests; asking otherwise, it cannot.
+    """
+    return labelled(ROOT_DEVELOPMENT, frame(message))
 
 
 def check_message(mode: Mode, epoch: int) -> bytes:

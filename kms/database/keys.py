@@ -1,0 +1,252 @@
+"""The register of epochs and of generations of the KMS identity, in the database.
+
+Whoever can write the database, but has neither the root key nor this server's anchor, cannot add an epoch,
+end one, bring one back, or make an older one current again: rows carry MACs (`kms.database.key_rows`), and
+how far they had come is remembered outside (`KeyProgress`), so that an older copy of them is noticed. What is
+not noticed: the time of an epoch that waits, set back to one that it was given before. A server that has
+never seen this database believes what it is shown first: a new replica is given the anchor of another.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+from sqlalchemy import Table, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from kms.database.actions import insert_action
+from kms.database.engine import reading, triggers_and_views, writing
+from kms.database.installation import adopt_check_values, stored_check_values
+from kms.database.key_memory import KeyMemory
+from kms.database.key_rows import EpochsUntrusted, KeyRows, Values
+from kms.database.schema import key_epochs, key_identities
+from kms.errors import ConfigurationError, KeysConflict, LedgerUnavailable
+from kms.keys.epochs import Epoch, EpochTable
+from kms.keys.root_messages import FOUNDING_EPOCH
+from kms.keys.row_seal import RowSeal
+from kms.ledger.actions import OperatorAction
+from kms.ledger.entries import SALT_LENGTH, timestamp
+from kms.operator_ports import Generation, KeyProgress, SeenKeys
+from kms.ports import Clock, Randomness
+
+_log = structlog.get_logger("kms.keys")
+
+# The first epoch was always in use. With the time of the first start, a server whose clock is behind that of
+# the one that founded would refuse every guest meanwhile.
+_ALWAYS: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SAY_EVERY: Final = 600.0  # seconds
+
+
+class KeyStore:
+    """Implements `kms.operator_ports.KeyRegister` and `kms.ports.Epochs`. `monotonic` gives seconds."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        clock: Clock,
+        seal: RowSeal,
+        *,
+        anchor: SeenKeys,
+        randomness: Randomness = secrets.token_bytes,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._rows = KeyRows(seal)
+        self._memory = KeyMemory(anchor, monotonic=monotonic)
+        self._randomness = randomness
+        self._monotonic = monotonic
+        self._verified: tuple[tuple[Values, ...], EpochTable] | None = None
+        self._said_at = float("-inf")
+
+    async def found(self, made_by: str) -> None:
+        """Make the row of the first epoch, in a database that has no rows of epochs yet.
+
+        Raises:
+            ConfigurationError: it had rows, and they were removed.
+
+        """
+        seen = await self._memory.seen()
+        async with reading(self._engine) as connection:
+            if await _all(connection, key_epochs):
+                return
+        first = Epoch(number=FOUNDING_EPOCH, made_at=self._clock(), made_by=made_by, active_from=_ALWAYS)
+        async with writing(self._engine) as connection:
+            if await _all(connection, key_epochs):
+                return  # another server was faster
+            if max({seen.epochs, *await stored_check_values(connection)}) > FOUNDING_EPOCH:
+                raise ConfigurationError(
+                    "the database has no epochs, and it had several",
+                    remedy="somebody removed its rows: restore the database from its newest copy",
+                )
+            await connection.execute(insert(key_epochs).values(self._rows.of_epoch(first)))
+            await self._require_epochs(connection, EpochTable((first,)))
+
+    async def epochs(self) -> EpochTable:
+        """Give the epochs; see `kms.ports.Epochs.epochs`. One small query, unless something changed."""
+        seen = await self._memory.seen()
+        async with reading(self._engine) as connection:
+            rows = await _all(connection, key_epochs)
+        table, progress = self._verify_epochs(rows, seen)
+        await self._memory.keep(progress)
+        return table
+
+    async def add_epoch(self, epoch: Epoch, check_value: bytes, action: OperatorAction) -> None:
+        """Adopt an epoch; see `KeyRegister.add_epoch`.
+
+        Raises:
+            KeysConflict: also reason ``root-key-changed``, the database has another check value for it.
+            ValueError: it is not the next one.
+
+        """
+        seen = await self._memory.seen()
+        async with writing(self._engine) as connection:
+            table, _ = self._verify_epochs(await _all(connection, key_epochs), seen)
+            there = table.epoch(epoch.number)
+            if there is not None:
+                raise _taken("epoch", there)
+            grown = table.with_epoch(epoch)
+            await connection.execute(insert(key_epochs).values(self._rows.of_epoch(epoch)))
+            values = {epoch.number: check_value}
+            try:
+                await adopt_check_values(connection, values, self._clock())
+            except ConfigurationError as error:
+                raise KeysConflict(error.detail, reason="root-key-changed") from error
+            await insert_action(connection, action, self._randomness(SALT_LENGTH))
+            await self._require_epochs(connection, grown)
+            if not values.items() <= (await stored_check_values(connection)).items():
+                raise LedgerUnavailable("the database did not keep the key-check value that it was given")
+        await self._memory.keep_committed(seen.with_epochs(grown, self._clock()))
+
+    async def change_epoch(self, old: Epoch, new: Epoch, action: OperatorAction) -> None:
+        """Replace what is known of an epoch; see `KeyRegister.change_epoch`.
+
+        Raises:
+            ValueError: `new` is neither `old` with another time nor `old` retired.
+
+        """
+        seen = await self._memory.seen()
+        async with writing(self._engine) as connection:
+            table, _ = self._verify_epochs(await _all(connection, key_epochs), seen)
+            _require_unchanged(old, table.epoch(old.number))
+            _require_change(old, new, self._clock())
+            changed = table.with_epoch(new)
+            this = key_epochs.c.epoch == old.number
+            await connection.execute(update(key_epochs).where(this).values(self._rows.of_epoch(new)))
+            await insert_action(connection, action, self._randomness(SALT_LENGTH))
+            await self._require_epochs(connection, changed)
+        await self._memory.keep_committed(seen.with_epochs(changed, self._clock()))
+
+    async def generations(self) -> tuple[Generation, ...]:
+        """Give the generations; see `KeyRegister.generations`."""
+        seen = await self._memory.seen()
+        async with reading(self._engine) as connection:
+            rows = await _all(connection, key_identities)
+        generations, progress = self._verify_generations(rows, seen)
+        await self._memory.keep(progress)
+        return generations
+
+    async def add_generation(self, generation: Generation, action: OperatorAction) -> None:
+        """Add a generation; see `KeyRegister.add_generation`. Raises `ValueError`: it is not the next one."""
+        seen = await self._memory.seen()
+        async with writing(self._engine) as connection:
+            there, before = self._verify_generations(await _all(connection, key_identities), seen)
+            for each in there:
+                if each.number == generation.number:
+                    raise _taken("generation", each)
+            if generation.number != before.generations + 1:
+                raise ValueError("not the next generation")
+            await connection.execute(insert(key_identities).values(self._rows.of_generation(generation)))
+            await insert_action(connection, action, self._randomness(SALT_LENGTH))
+            await self._require_no_triggers(connection)
+            written, progress = self._verify_generations(await _all(connection, key_identities), seen)
+            if written != (*there, generation):
+                raise LedgerUnavailable("the database did not keep the generation that it was given")
+        await self._memory.keep_committed(progress)
+
+    def _verify_epochs(self, rows: tuple[Values, ...], seen: KeyProgress) -> tuple[EpochTable, KeyProgress]:
+        with self._saying():
+            if self._verified is None or self._verified[0] != rows:
+                self._verified = rows, self._rows.epochs(rows)
+            table = self._verified[1]
+            progress = seen.with_epochs(table, self._clock())
+            _require_progress(progress, seen)
+        return table, progress
+
+    def _verify_generations(
+        self, rows: tuple[Values, ...], seen: KeyProgress
+    ) -> tuple[tuple[Generation, ...], KeyProgress]:
+        with self._saying():
+            generations = self._rows.generations(rows)
+            progress = replace(seen, generations=1 + len(generations))
+            _require_progress(progress, seen)
+        return generations, progress
+
+    async def _require_epochs(self, connection: AsyncConnection, expected: EpochTable) -> None:
+        """Read back what was written: a database with triggers may do something else, and say nothing."""
+        await self._require_no_triggers(connection)
+        if self._rows.epochs(await _all(connection, key_epochs)) != expected:
+            raise LedgerUnavailable("the database did not keep the epoch that it was given")
+
+    async def _require_no_triggers(self, connection: AsyncConnection) -> None:
+        if triggers := await connection.run_sync(triggers_and_views):
+            raise LedgerUnavailable(f"the database may not keep what it is given: {', '.join(triggers)}")
+
+    @contextmanager
+    def _saying(self) -> Iterator[None]:
+        """Report what must not be used, once in a while."""
+        try:
+            yield
+        except EpochsUntrusted as error:
+            now = self._monotonic()
+            if now - self._said_at >= _SAY_EVERY:
+                self._said_at = now
+                _log.error("epochs-untrusted", cause=error.detail)
+            raise
+
+
+async def _all(connection: AsyncConnection, table: Table) -> tuple[Values, ...]:
+    [number] = table.primary_key.columns
+    return tuple(tuple(row) for row in await connection.execute(select(table).order_by(number)))
+
+
+def _require_progress(progress: KeyProgress, seen: KeyProgress) -> None:
+    if not progress.includes(seen):
+        raise EpochsUntrusted(
+            f"the database says {progress}, and this server has seen {seen}: an older copy of the database,"
+            " or a clock that was set back"
+        )
+
+
+def _taken(what: str, there: Epoch | Generation) -> KeysConflict:
+    made_at = timestamp(there.made_at)
+    return KeysConflict(
+        f"{there.made_by} made {what} {there.number} at {made_at}; nothing was changed",
+        details={what: there.number, "made_by": there.made_by, "made_at": made_at},
+    )
+
+
+def _require_unchanged(old: Epoch, found: Epoch | None) -> None:
+    if found is not None and found.retired_at is not None and old.retired_at is None:
+        raise KeysConflict(
+            f"{found.retired_by} retired epoch {old.number} at {timestamp(found.retired_at)};"
+            " nothing was changed"
+        )
+    if found != old:
+        raise KeysConflict(f"somebody else changed epoch {old.number} just now; nothing was changed")
+
+
+def _require_change(old: Epoch, new: Epoch, now: datetime) -> None:
+    """Let an epoch get another time while it waits, or be retired; nothing else is ever changed."""
+    if new == replace(old, active_from=new.active_from):
+        if old.active_from <= now:
+            raise KeysConflict(f"the time of epoch {old.number} has come; nothing was changed")
+    elif old.retired_at is not None or new != replace(
+        old, retired_at=new.retired_at, retired_by=new.retired_by
+    ):
+        raise ValueError("of an epoch only its time and its end change")
