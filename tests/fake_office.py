@@ -23,7 +23,7 @@ class Call:
 
 @dataclass
 class FakeOffice:
-    """Implements every part of an `Office`; `office` is one whose four parts are all this object.
+    """Implements every part of an `Office`; `office` is one whose parts are all this object.
 
     An answer is looked up by method name: an exception is raised, a function is called with the arguments,
     and anything else is given as it is. Policies and operators both have a `revoke`: that name answers for
@@ -35,7 +35,7 @@ class FakeOffice:
 
     @property
     def office(self) -> Office:
-        return Office(policies=self, records=self, images=self, operators=_Operators(self))
+        return Office(policies=self, records=self, images=self, operators=_Operators(self), keys=self)
 
     def asked(self, method: str) -> list[dict[str, Any]]:
         """Give the arguments of every call of a method."""
@@ -125,6 +125,21 @@ class FakeOffice:
 
     async def measurements(self, actor: Actor, name: str, *, after: str | None, limit: int) -> Json:
         return self.answer("measurements", actor, name=name, after=after, limit=limit)
+
+    async def keys(self, actor: Actor) -> Json:
+        return self.answer("keys", actor)
+
+    async def rotate(self, actor: Actor, *, at: datetime | None) -> Json:
+        return self.answer("rotate", actor, at=at)
+
+    async def retire(self, actor: Actor, epoch: int, *, seen_within: timedelta, force: bool) -> Json:
+        return self.answer("retire", actor, epoch=epoch, seen_within=seen_within, force=force)
+
+    async def rotation(self, actor: Actor, *, app: str | None, since: timedelta) -> Json:
+        return self.answer("rotation", actor, app=app, since=since)
+
+    async def rotate_identity(self, actor: Actor) -> Json:
+        return self.answer("rotate_identity", actor)
 
 
 @dataclass

@@ -46,7 +46,7 @@ async def chosen_office(arguments: argparse.Namespace) -> "AsyncIterator[tuple[O
         ConfigurationError: it cannot be opened, or others can read the token.
 
     """
-    actor = Actor(name=_user(), role=Role.ADMIN, proof=Proof.COMMAND_LINE)
+    actor = command_line_actor()
     if arguments.server is None:
         if arguments.token_file is not None or arguments.ca is not None:
             raise WrongUse("--token-file and --ca go with --server")
@@ -64,6 +64,11 @@ async def chosen_office(arguments: argparse.Namespace) -> "AsyncIterator[tuple[O
     async with open_remote(arguments.server, token=token, ca=arguments.ca) as office:
         # Who acts is what the server makes of the token; the actor here is only what the interface asks for.
         yield office, actor
+
+
+def command_line_actor() -> Actor:
+    """Give whoever runs this command: on this machine they may do all."""
+    return Actor(name=_user(), role=Role.ADMIN, proof=Proof.COMMAND_LINE)
 
 
 def in_office(arguments: argparse.Namespace, work: "Callable[[Office, Actor], Awaitable[int]]") -> int:

@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from typing import Final, cast
 
+from kms.cli.keys_words import left_behind_lines
 from kms.cli.output import print_json
 from kms.cli.policy_words import change_lines, diff_lines, finding_lines, rehearsal_lines
 from kms.cli.saying import AnswerUnreadable, Line, fields, say
-from kms.errors import OperatorRefusal
+from kms.errors import EpochInUse, OperatorRefusal
 from kms.strict_json import Fields, JsonValue
 
 # What to do about it, for reasons that have an option or a command as their answer.
 _REMEDIES: Final = {
     "policy-conflict": "look at what changed, take it into yours, and apply again",
     "policy-gated": "if it is meant: --allow-refusals",
+    "epoch-in-use": "nobody could open any more what only its keys open; if it is meant: --force",
     "policy-untrusted": "that is: kms policy apply DIR --lift-revocations",
     "revocations-lifted": "take them into the folder, as `kms policy show REV --files DIR` writes them;"
     " if it is meant: --lift-revocations",
@@ -26,7 +28,9 @@ def report_refusal(command: str, refusal: OperatorRefusal, *, as_json: bool) -> 
         print_json({"error": {**body, "details": refusal.details}})
         return
     lines = [Line(f"{command}: {refusal.code}: {refusal.detail}", "red"), *_details(refusal)]
-    if (remedy := _REMEDIES.get(refusal.reason)) is not None:
+    # Whatever stands against ending an epoch, there is one answer.
+    reason = refusal.code if isinstance(refusal, EpochInUse) else refusal.reason
+    if (remedy := _REMEDIES.get(reason)) is not None:
         lines.append(Line(f"  {remedy}"))
     say(lines, error=True)
 
@@ -52,6 +56,8 @@ def _lines(details: Fields, said: str) -> Iterator[Line]:
         yield from diff_lines(diff)
     if (what_if := _given(details, "what_if")) is not None:
         yield from rehearsal_lines(what_if)
+    if details.has("guests"):
+        yield from left_behind_lines(details)
 
 
 def _given(details: Fields, name: str) -> Fields | None:

@@ -8,8 +8,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
-from types import EllipsisType
-from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
@@ -25,6 +24,7 @@ from kms.http.limits import (
     read_long_body,
 )
 from kms.http.operator_schemas import OperatorProblem
+from kms.http.parameters import Parameter, read_path, read_query
 from kms.http.problems import KINDS, MEDIA_TYPE
 from kms.http.schemas import Shape
 from kms.operators import Actor, Permission
@@ -48,33 +48,6 @@ _NO_STORE: Final = {"Cache-Control": "no-store"}
 _MOST_LONG_BODIES: Final = 2
 _ALWAYS: Final = ("malformed-request", "unauthenticated", "forbidden", "rate-limited", "ledger-unavailable")
 _WITH_BODY: Final = ("too-large", "unsupported-media-type")
-
-
-# Compared by identity: it is the key under which its value is found.
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Parameter(Generic[T]):
-    """A parameter of the path or the query: how it is read, and how it is described.
-
-    `read` raises ValueError with words that do not repeat the value. Without a `default` it must be there.
-    """
-
-    name: str
-    read: Callable[[str], T]
-    description: str
-    schema: Mapping[str, object]
-    example: object
-    default: T | EllipsisType = ...
-
-    def describe(self, place: str) -> dict[str, object]:
-        """Give its OpenAPI parameter object."""
-        return {
-            "name": self.name,
-            "in": place,
-            "required": self.default is ...,
-            "description": self.description,
-            "schema": dict(self.schema),
-            "example": self.example,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,11 +133,11 @@ class OperatorRoutes:
         def register(handler: Handler) -> Handler:
             async def endpoint(request: Request) -> Response:
                 # A path that can name nothing is not there, whoever asks.
-                values = _read_path(in_path, request)
+                values = read_path(in_path, request)
                 actor = await self._authenticate(request)
                 # From here on a refusal may say why (`kms.http.problems.problem_of`).
                 request.state.operator = actor
-                values |= _read_query(in_query, request)
+                values |= read_query(in_query, request)
                 asked = Asked(
                     actor=actor, _parameters=values, _request=request, _long_bodies=self._long_bodies
                 )
@@ -214,38 +187,6 @@ def _problems(codes: Sequence[str]) -> dict[int | str, dict[str, Any]]:
         }
         for status, named in sorted(by_status.items())
     }
-
-
-def _read_path(parameters: Sequence[Parameter[Any]], request: Request) -> dict[Parameter[Any], object]:
-    try:
-        return {each: each.read(request.path_params[each.name]) for each in parameters}
-    except ValueError:
-        raise HTTPException(404) from None
-
-
-def _read_query(parameters: Sequence[Parameter[Any]], request: Request) -> dict[Parameter[Any], object]:
-    given: dict[str, str] = {}
-    for name, text in request.query_params.multi_items():
-        if name not in {each.name for each in parameters}:
-            known = ", ".join(f"`{each.name}`" for each in parameters)
-            # Only a plain word is named: nothing else comes back to whoever sent it.
-            named = f" `{name}`" if name.isidentifier() and name.isascii() and len(name) <= 64 else ""
-            raise MalformedRequest(f"query: unknown parameter{named}; known: {known or 'none'}")
-        if name in given:
-            raise MalformedRequest(f"query: `{name}` is given twice")
-        given[name] = text
-    values: dict[Parameter[Any], object] = {}
-    for each in parameters:
-        if each.name in given:
-            try:
-                values[each] = each.read(given[each.name])
-            except ValueError as error:
-                raise MalformedRequest(f"query: `{each.name}` {error}") from None
-        elif each.default is ...:
-            raise MalformedRequest(f"query: `{each.name}` is missing")
-        else:
-            values[each] = each.default
-    return values
 
 
 def _require_json(request: Request) -> None:

@@ -5,17 +5,19 @@ A reader raises ValueError with words that fit behind the parameter's name, and 
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final, TypeVar
 
 from kms.http import examples
-from kms.http.operator_endpoint import Parameter
+from kms.http.parameters import Parameter
 from kms.identifiers import AppId, ChipId, FixedBytes
 
 MAX_LIMIT: Final = 500
 DEFAULT_LIMIT: Final = 50
 MAX_MESSAGE: Final = 4096  # characters
+LONGEST_SPAN: Final = 10 * 365 * 86_400  # seconds
+LATELY: Final = timedelta(days=30)  # when a guest was seen that counts
 _MAX_TEXT: Final = 512
 _REVISION: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -95,6 +97,12 @@ def _limit(text: str) -> int:
 
 def _number(text: str) -> int:
     return int(_matched(_NUMBER, text, "must be a number, 1 or more"))
+
+
+def _seconds(text: str) -> timedelta:
+    if not _NUMBER.fullmatch(text) or int(text) > LONGEST_SPAN:
+        raise ValueError(f"must be a number of seconds from 1 to {LONGEST_SPAN}")
+    return timedelta(seconds=int(text))
 
 
 def _id(text: str) -> str:
@@ -235,6 +243,26 @@ IMAGE: Final[Parameter[str]] = Parameter(
     description="an image's name or os_image_hash",
     schema=_TEXT,
     example=examples.IMAGE,
+)
+EPOCH: Final[Parameter[int]] = Parameter(
+    name="epoch",
+    read=_number,
+    description="an epoch",
+    schema={"type": "integer", "minimum": 1},
+    example=1,
+)
+SINCE_SECONDS: Final[Parameter[timedelta]] = Parameter(
+    name="since_seconds",
+    read=_seconds,
+    default=LATELY,
+    description="only guests seen that lately",
+    schema={
+        "type": "integer",
+        "minimum": 1,
+        "maximum": LONGEST_SPAN,
+        "default": LATELY // timedelta(seconds=1),
+    },
+    example=604_800,
 )
 OPERATOR: Final[Parameter[str]] = Parameter(
     name="name", read=name, description="an operator's name", schema=_TEXT, example="alice"

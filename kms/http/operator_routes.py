@@ -5,6 +5,7 @@ from typing import Final
 
 from kms.administration.office import Json, Office, OperatorWork
 from kms.http import operator_schemas as shapes
+from kms.http.key_routes import add_key_routes
 from kms.http.operator_endpoint import Asked, Authenticate, OperatorRoutes
 from kms.http.operator_parameters import AFTER, BEFORE_ID, LIMIT, OPERATOR, printable, word_of
 from kms.http.policy_routes import add_policy_routes
@@ -20,6 +21,7 @@ def operator_routes(office: Office, authenticate: Authenticate) -> OperatorRoute
     add_policy_routes(routes, office.policies)
     add_record_routes(routes, office.records)
     add_image_routes(routes, office.images)
+    add_key_routes(routes, office.keys)
     _add_account_routes(routes, office.operators)
     return routes
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Final
 
 from kms.administration.office import Files
-from kms.http.operator_parameters import printable, prose, revision
+from kms.http.operator_parameters import LONGEST_SPAN, printable, prose, revision
 from kms.keys.identity import PUBLIC_KEY_LENGTH, SIGNATURE_LENGTH
 from kms.policy.file_names import is_policy_file
 from kms.policy.history import PolicySignature, SignatureFormat
@@ -12,7 +12,6 @@ from kms.policy.sshsig import parse_armored
 from kms.strict_json import Fields
 
 _NO_REVISION: Final = "none"
-_LONGEST: Final = 10 * 365 * 86_400  # seconds
 
 
 def candidate(body: Fields) -> str | Files:
@@ -64,7 +63,7 @@ def line_in(body: Fields, name: str) -> str:
 
 def span_in(body: Fields, name: str) -> timedelta:
     """Read a number of seconds, at most ten years."""
-    return timedelta(seconds=body.integer(name, minimum=1, maximum=_LONGEST))
+    return timedelta(seconds=body.integer(name, minimum=1, maximum=LONGEST_SPAN))
 
 
 def lifts_revocations(body: Fields) -> bool:

@@ -6,7 +6,9 @@ from typing import Final
 
 from kms.errors import (
     CollateralUnavailable,
+    EpochInUse,
     Forbidden,
+    KeysConflict,
     KmsError,
     LedgerUnavailable,
     MalformedEvidence,
@@ -69,6 +71,8 @@ _REFUSALS: Final[Mapping[str, type[OperatorRefusal]]] = {
         PolicyGated,
         PolicyRefused,
         OperatorExists,
+        KeysConflict,
+        EpochInUse,
     )
 }
 _UNAVAILABLE: Final[Mapping[str, type[Unavailable]]] = {

@@ -11,6 +11,7 @@ import httpx2
 from kms.administration.office import Json, Office
 from kms.operators import Actor, Role
 from kms.remote_office.connection import Connection
+from kms.remote_office.keys import RemoteKeys
 from kms.remote_office.policies import RemotePolicies, whole_seconds
 from kms.remote_office.records import RemoteImages, RemoteRecords
 
@@ -35,6 +36,7 @@ async def open_remote(
             records=RemoteRecords(connection),
             images=RemoteImages(connection),
             operators=RemoteOperators(connection),
+            keys=RemoteKeys(connection),
         )
 
 

@@ -16,7 +16,9 @@ from kms.encoding import b64url
 from kms.errors import (
     CollateralUnavailable,
     ConfigurationError,
+    EpochInUse,
     Forbidden,
+    KeysConflict,
     KmsError,
     LedgerUnavailable,
     MalformedEvidence,
@@ -26,8 +28,9 @@ from kms.errors import (
     PolicyConflict,
     PolicyGated,
     PolicyRefused,
+    RootKeyUnavailable,
 )
-from kms.http import candidate_schemas, operator_schemas, policy_schemas, record_schemas
+from kms.http import candidate_schemas, key_schemas, operator_schemas, policy_schemas, record_schemas
 from kms.http.limits import MAX_BODY, MAX_LONG_BODY
 from kms.http.problems import KINDS
 from kms.http.schemas import Shape
@@ -193,6 +196,31 @@ ROUTES = [
     ),
     Route("DELETE", "/v1/operators/bob@example.com", "revoke_operator", {"name": "bob@example.com"}),
     Route("GET", f"/v1/operators/actions?before={RELEASE}", "actions", {"before": RELEASE, "limit": 50}),
+    Route("GET", "/v1/keys", "keys", {}),
+    Route("POST", "/v1/keys/rotate", "rotate", {"at": None}, {}),
+    Route("POST", "/v1/keys/rotate", "rotate", {"at": AT}, {"at": "2026-11-01T12:00:00Z"}),
+    Route(
+        "POST",
+        "/v1/keys/epochs/7/retire",
+        "retire",
+        {"epoch": 7, "seen_within": 30 * DAY, "force": False},
+        {},
+    ),
+    Route(
+        "POST",
+        "/v1/keys/epochs/7/retire",
+        "retire",
+        {"epoch": 7, "seen_within": DAY, "force": True},
+        {"seen_within_seconds": 86_400, "force": True},
+    ),
+    Route("GET", "/v1/keys/rotation", "rotation", {"app": None, "since": 30 * DAY}),
+    Route(
+        "GET",
+        f"/v1/keys/rotation?app={'ab' * 32}&since_seconds=86400",
+        "rotation",
+        {"app": "ab" * 32, "since": DAY},
+    ),
+    Route("POST", "/v1/keys/identity", "rotate_identity", {}, {}),
 ]
 BODIES = [route for route in ROUTES if route.body is not None]
 LONG = [route for route in BODIES if route.body and "files" in route.body]
@@ -323,6 +351,8 @@ async def test_no_byte_of_a_strangers_body_is_read(kms: Operators, token: str, r
         ("/v1/policy/diff", {"GET", "POST"}),
         ("/v1/policy/apply", {"POST"}),
         ("/v1/operators", {"GET", "POST"}),
+        ("/v1/keys", {"GET"}),
+        ("/v1/keys/identity", {"POST"}),
     ],
 )
 async def test_another_method_is_named_as_such(kms: Operators, path: str, allowed: set[str]) -> None:
@@ -369,6 +399,12 @@ BAD_QUERIES = [
     ("/v1/operators", "after=%00"),
     ("/v1/operators/actions", "before=1"),
     ("/v1/operators/actions", "%00=1"),
+    ("/v1/keys", "epoch=1"),
+    *(("/v1/keys/rotation", f"app={value}") for value in ("", "ab", "00" * 32, CANARY)),
+    *(
+        ("/v1/keys/rotation", f"since_seconds={value}")
+        for value in ("", "0", "-1", "1.5", "30d", "315360001", "9" * 20, "٣")
+    ),
 ]  # fmt: skip
 
 
@@ -407,6 +443,8 @@ async def test_an_unknown_parameter_is_named_if_it_is_a_word(kms: Operators) -> 
         "/v1/policy/",
         "/v1/operators/",
         "/v1/nothing",
+        "/v1/keys/",
+        "/v1/keys/epochs",
     ],
 )
 @pytest.mark.parametrize("token", [None, TOKEN])
@@ -414,6 +452,31 @@ async def test_a_path_that_can_name_nothing_is_not_there(
     kms: Operators, path: str, token: str | None
 ) -> None:
     check_problem(await kms.ask("GET", path, token=token), 404, "not-found")
+    assert kms.fake.calls == []
+
+
+@pytest.mark.parametrize("epoch", ["0", "-1", "01", "1.0", "x", "%00", "1%0a", "9" * 10, "٣", ""])
+@pytest.mark.parametrize("token", [None, TOKEN])
+async def test_an_epoch_is_a_number(kms: Operators, epoch: str, token: str | None) -> None:
+    response = await kms.ask("POST", f"/v1/keys/epochs/{epoch}/retire", token=token, json={})
+    check_problem(response, 404, "not-found")
+    assert kms.fake.calls == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/keys/rotate", {"at": "2026-11-01T12:00:00"}),
+        ("/v1/keys/rotate", {"at": "2026-11-01T12:00:00+01:00"}),
+        ("/v1/keys/rotate", {"at": None}),
+        ("/v1/keys/epochs/7/retire", {"seen_within_seconds": 0}),
+        ("/v1/keys/epochs/7/retire", {"seen_within_seconds": 315_360_001}),
+        ("/v1/keys/epochs/7/retire", {"force": 1}),
+        ("/v1/keys/identity", {"generation": 2}),
+    ],
+)
+async def test_a_change_of_keys_is_read_strictly(kms: Operators, path: str, body: dict[str, Any]) -> None:
+    check_problem(await kms.ask("POST", path, json=body), 400, "malformed-request")
     assert kms.fake.calls == []
 
 
@@ -437,7 +500,8 @@ async def test_bodies_are_read_strictly(kms: Operators, route: Route) -> None:
     wrong = [{**route.body, CANARY: CANARY}, {"body": route.body}]
     # Of two alternatives each is enough without the other, and some members may be left out.
     needed = set(route.body) - {
-        *("from", "expect", "gate_seconds", "lift_revocations", "request", "at", "life_seconds", "subject")
+        *("from", "expect", "gate_seconds", "lift_revocations", "request", "at", "life_seconds", "subject"),
+        *("seen_within_seconds", "force"),
     }
     wrong += [{k: v for k, v in route.body.items() if k != name} for name in needed]
     for body in wrong:
@@ -560,11 +624,14 @@ async def test_two_long_bodies_are_worked_on_at_once_and_short_ones_beside(kms: 
         (PolicyConflict("another one", details={"active": None}), 409, {"active": None}),
         (PolicyGated("they would be refused", details={"what_if": {}}), 409, {"what_if": {}}),
         (OperatorExists("there is a bob"), 409, None),
+        (KeysConflict("epoch 3 waits for its time"), 409, None),
+        (EpochInUse("1 guest", details={"guests": [], "count": 1}), 409, {"guests": [], "count": 1}),
         (PolicyRefused("errors", details={"findings": []}), 422, {"findings": []}),
         (MalformedRequest("a name has letters"), 400, None),
         (MalformedEvidence("the report ends at 12", reason="report-length"), 400, None),
         (LedgerUnavailable("locked", retry_after=7), 503, None),
         (CollateralUnavailable("AMD is silent"), 503, None),
+        (RootKeyUnavailable("sealed", reason="vault-sealed", retry_after=5), 503, None),
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
@@ -577,7 +644,8 @@ async def test_an_operator_is_told_why(
     assert problem["detail"] == error.detail
     assert problem.get("details") == details
     assert problem.get("reasons") == (None if error.reason == error.code else [error.reason])
-    assert response.headers.get("retry-after") == {"locked": "7", "AMD is silent": "2"}.get(error.detail)
+    waits = {"locked": "7", "AMD is silent": "2", "sealed": "5"}
+    assert response.headers.get("retry-after") == waits.get(error.detail)
 
 
 async def test_an_error_that_is_no_refusal_is_told_to_operators_alone(kms: Operators) -> None:
@@ -599,7 +667,7 @@ async def test_a_bug_tells_nothing(kms: Operators) -> None:
 
 SHAPES = [
     shape
-    for module in (candidate_schemas, operator_schemas, policy_schemas, record_schemas)
+    for module in (candidate_schemas, key_schemas, operator_schemas, policy_schemas, record_schemas)
     for shape in vars(module).values()
     if isinstance(shape, type) and issubclass(shape, Shape) and "example" in vars(shape)
 ]
@@ -645,7 +713,7 @@ async def test_every_route_is_described_whole(document: dict[str, Any]) -> None:
         if method == "POST":
             body = operation["requestBody"]["content"]["application/json"]
             assert body["schema"]["$ref"], where
-            assert body["example"], where
+            assert isinstance(body["example"], dict), where
             assert {"413", "415"} <= set(operation["responses"]), where
         in_path = {each["name"] for each in operation["parameters"] if each["in"] == "path"}
         assert in_path == set(re.findall(r"{(\w+)}", path)), where
@@ -671,7 +739,7 @@ async def test_documented_examples_are_read(kms: Operators, document: dict[str, 
         filled, query = path, {}
         for each in operation["parameters"]:
             if each["in"] == "path":
-                filled = filled.replace(f"{{{each['name']}}}", each["example"])
+                filled = filled.replace(f"{{{each['name']}}}", str(each["example"]))
             else:
                 query[each["name"]] = each["example"]
         body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
@@ -692,7 +760,7 @@ async def test_bodies_are_described_with_the_members_that_are_read(
         model = models[media["schema"]["$ref"].rpartition("/")[2]]
         # What evidence is, the office says.
         for name in set(model["properties"]) - {"evidence"}:
-            filled = path.replace("{revision}", REVISION)
+            filled = path.replace("{revision}", REVISION).replace("{epoch}", "7")
             response = await kms.ask("POST", filled, json={**media["example"], name: {"": 1.5}})
             detail = check_problem(response, 400, "malformed-request")["detail"]
             assert "unknown" not in detail, (path, name)
@@ -703,6 +771,7 @@ async def test_the_page_shows_every_route_and_loads_nothing(kms: Operators) -> N
     for route in ROUTES:
         known = route.path.partition("?")[0].replace(REVISION, "{revision}").replace(RELEASE, "{release_id}")
         known = known.replace("team%2Fos:1", "{image}").replace("bob@example.com", "{name}")
+        known = known.replace("/7/", "/{epoch}/")
         assert f"<code>{route.method} {known}</code>" in page
     assert "&quot;revision&quot;" in page
     assert "<script" not in page

@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kms.administration.office import Json, Office
 from kms.errors import (
+    EpochInUse,
     Forbidden,
+    KeysConflict,
     MalformedEvidence,
     NotFound,
     OperatorExists,
@@ -25,6 +27,7 @@ from kms.errors import (
     Unauthenticated,
 )
 from kms.http import candidate_schemas as candidate
+from kms.http import key_schemas as keys
 from kms.http import operator_schemas as accounts
 from kms.http import policy_schemas as policy
 from kms.http import record_schemas as records
@@ -105,6 +108,9 @@ async def test_what_is_read_is_what_the_office_gives(world: World) -> None:
                 ROOT, json.loads(json.dumps(evidence)), request=request, at=world.now[0]
             ),
         ),
+        (keys.KeysAnswer, lambda office: office.keys.keys(ROOT)),
+        (keys.RotationAnswer, lambda office: office.keys.rotation(ROOT, app=None, since=MONTH)),
+        (keys.RotationAnswer, lambda office: office.keys.rotation(ROOT, app=APP_ID, since=MONTH)),
         (records.ImagesAnswer, lambda office: office.images.images(ROOT, after=None, limit=50)),
         (
             records.MeasurementsAnswer,
@@ -215,6 +221,46 @@ async def test_a_proposal_is_signed_and_applied(
         assert applied["applied"] is True
         await world.followed.refresh()
         assert (await world.ask()).status == 200
+
+
+async def test_an_epoch_is_made_and_retired(world: World) -> None:
+    assert (await world.ask()).status == 200
+    async with operating(world) as office:
+        made = await office.keys.rotate(ROOT, at=None)
+        keys.EpochAnswer.model_validate(made)
+        with pytest.raises(EpochInUse) as in_use:
+            await office.keys.retire(ROOT, 1, seen_within=MONTH, force=False)
+        assert in_use.value.details["count"] == 1
+        world.now[0] += timedelta(minutes=1)
+        retired = await office.keys.retire(ROOT, 1, seen_within=MONTH, force=True)
+        keys.RetiredAnswer.model_validate(retired)
+        assert {name: retired[name] for name in in_use.value.details} == in_use.value.details
+        with pytest.raises(KeysConflict) as again:
+            await office.keys.retire(ROOT, 1, seen_within=MONTH, force=True)
+        assert again.value.reason == "epoch-retired"
+        scheduled = await office.keys.rotate(ROOT, at=world.now[0] + timedelta(days=1))
+        keys.EpochAnswer.model_validate(scheduled)
+        keys.NewGenerationAnswer.model_validate(await office.keys.rotate_identity(ROOT))
+        listed: Any = await office.keys.keys(ROOT)
+    keys.KeysAnswer.model_validate(listed)
+    assert [each["state"] for each in listed["epochs"]] == ["retired", "current", "scheduled"]
+    assert listed["identity"]["generation"] == 2
+
+
+async def test_an_operator_reads_epochs_and_an_admin_changes_them(world: World) -> None:
+    async with operating(world, Role.OPERATOR) as office:
+        await office.keys.keys(ROOT)
+        for change in (
+            office.keys.rotate(ROOT, at=None),
+            office.keys.retire(ROOT, 1, seen_within=MONTH, force=True),
+            office.keys.rotate_identity(ROOT),
+        ):
+            with pytest.raises(Forbidden) as forbidden:
+                await change
+            assert forbidden.value.reason == "role-may-not-change-keys"
+    async with operating(world, Role.VIEWER, "vera") as office:
+        with pytest.raises(Forbidden):
+            await office.keys.keys(ROOT)
 
 
 async def test_refusals_come_back_as_they_were_made(world: World) -> None:

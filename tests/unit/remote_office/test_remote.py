@@ -16,7 +16,9 @@ from kms.administration.office import Json, Office
 from kms.errors import (
     CollateralUnavailable,
     ConfigurationError,
+    EpochInUse,
     Forbidden,
+    KeysConflict,
     KmsError,
     LedgerUnavailable,
     MalformedEvidence,
@@ -118,6 +120,14 @@ ASKED: list[tuple[str, Asking]] = [
     ("revoke_operator", lambda office, me: office.operators.revoke(me, "bob@example.com")),
     ("actions", lambda office, me: office.operators.actions(me, before=None, limit=50)),
     ("actions", lambda office, me: office.operators.actions(me, before=RELEASE, limit=50)),
+    ("keys", lambda office, me: office.keys.keys(me)),
+    ("rotate", lambda office, me: office.keys.rotate(me, at=None)),
+    ("rotate", lambda office, me: office.keys.rotate(me, at=AT)),
+    ("retire", lambda office, me: office.keys.retire(me, 7, seen_within=MONTH, force=False)),
+    ("retire", lambda office, me: office.keys.retire(me, 12, seen_within=MONTH / 4, force=True)),
+    ("rotation", lambda office, me: office.keys.rotation(me, app=None, since=MONTH)),
+    ("rotation", lambda office, me: office.keys.rotation(me, app="ab" * 32, since=MONTH / 4)),
+    ("rotate_identity", lambda office, me: office.keys.rotate_identity(me)),
 ]
 
 
@@ -188,6 +198,8 @@ async def test_a_policy_of_many_megabytes_goes_there_and_back(kms: Operators) ->
         PolicyRefused("errors", details={"findings": [{"file": "a.yaml", "line": 1}]}),
         PolicyRefused("lifted", reason="revocations-lifted"),
         OperatorExists("there is a bob"),
+        KeysConflict("epoch 3 waits for its time"),
+        EpochInUse("1 guest is left behind", details={"guests": [{"epochs": [1]}], "count": 1}),
         MalformedRequest("a name has letters"),
         MalformedEvidence("the report ends at 12", reason="report-length"),
         TooLarge("the request is longer than 64 KiB", reason="request-too-large"),
@@ -423,7 +435,8 @@ async def test_the_token_is_in_one_header_and_nowhere_else(
         with pytest.raises(ServerUnreachable) as raised:
             await office.policies.lint(ME, FILES)
         shown = [repr(office), str(raised.value), repr(raised.value), caplog.text]
-        shown += [repr(vars(part)) for part in (office.policies, office.records, office.operators)]
+        parts = (office.policies, office.records, office.operators, office.keys)
+        shown += [repr(vars(part)) for part in parts]
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__
     assert not any(TOKEN in text for text in shown)
