@@ -5,6 +5,9 @@ candidate policy. Every value comes from a verified report, a recomputed measure
 """
 
 from dataclasses import dataclass, replace
+from hashlib import sha256
+
+import rfc8785
 
 from kms.evidence.app_document import AppIdentity
 from kms.evidence.launch import LaunchFacts
@@ -82,6 +85,11 @@ class BootInfo:
             vcpu_type=self.vcpu_type,
             guest_features=self.guest_features,
         )
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of the RFC 8785 form of what the guest is told: certificates carry it."""
+        return sha256(rfc8785.dumps(self.to_json())).digest()
 
     def as_launched(
         self, launch: LaunchFacts | None, app: AppIdentity | None, advisories: Advisories

@@ -4,12 +4,13 @@ There is no canonical form: the bytes that were signed are the bytes that are pa
 guest asks for can be changed on the way (protocol section 1).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha512
 from typing import Final
 
 from kms.errors import MalformedRequest, TooLarge
 from kms.identifiers import AppId, ComposeHash, InstanceId
+from kms.keys import certificate_request
 from kms.keys.names import KeyRequest
 from kms.keys.sealing import Recipient
 from kms.labels import REQUEST, labelled
@@ -18,6 +19,7 @@ from kms.strict_json import Fields, JsonError, JsonValue, parse
 
 MAX_REQUEST: Final = 64 * 1024
 MAX_KEYS: Final = 32
+MAX_CERTIFICATE_REQUESTS: Final = 4  # each costs a signature check, before anything is proven
 _MAX_CHALLENGE: Final = 256
 _MAX_PUBLIC_KEY: Final = 4096
 
@@ -53,7 +55,8 @@ def parse_request(raw: bytes) -> ReleaseRequest:
     Raises:
         TooLarge: more than 64 KiB.
         MalformedRequest: anything that is not as section 1 of the protocol says, a low-order recipient
-            point and an exact duplicate among the keys included.
+            point, an exact duplicate among the keys and a certificate request that its key did not sign
+            included.
 
     """
     if len(raw) > MAX_REQUEST:
@@ -79,7 +82,10 @@ def _recipient(fields: Fields) -> Recipient:
 
 
 def _keys(fields: Fields) -> tuple[KeyRequest, ...]:
-    keys = [_key(entry) for entry in fields.array("keys", at_least=1, at_most=MAX_KEYS)]
+    entries = fields.array("keys", at_least=1, at_most=MAX_KEYS)
+    if sum(isinstance(entry, dict) and "csr" in entry for entry in entries) > MAX_CERTIFICATE_REQUESTS:
+        raise MalformedRequest(f"request: more than {MAX_CERTIFICATE_REQUESTS} certificate requests")
+    keys = [_key(entry) for entry in entries]
     if len(set(keys)) != len(keys):
         raise MalformedRequest("request: the same key is asked for twice")
     return tuple(keys)
@@ -90,9 +96,11 @@ def _key(entry: JsonValue) -> KeyRequest:
     name = fields.text("name", at_most=256)
     scope = fields.text("scope", at_most=16)
     epoch = fields.integer("epoch", minimum=1) if fields.has("epoch") else None
+    csr = fields.base64("csr", at_most=certificate_request.MAX_LENGTH) if fields.has("csr") else None
     fields.end()
     try:
-        return KeyRequest.parse(name, scope, epoch)
+        key = KeyRequest.parse(name, scope, epoch)
+        return key if csr is None else replace(key, certificate_for=certificate_request.read(csr))
     except ValueError as error:
         raise MalformedRequest(f"request.keys: {error}") from error
 

@@ -4,6 +4,7 @@
 
     app secret = PRF(root of the epoch, label ROOT_APP || 0x00 || frame(app id))              64 bytes
     key        = HKDF-Expand-SHA-512(app secret, label APP_KEY || 0x00 || frame(fields), 32)
+                 48 bytes for P-256, made a scalar by `kms.keys.p256`
 
 HKDF-Extract is left out: the app secret is a PRF output, already uniform (RFC 5869 section 3.3). Each
 field is framed by its length, so that no value slides into its neighbour (field lessons 27 and 31), and
@@ -11,33 +12,27 @@ the app id and epoch are fields again, so that a secret handed to the wrong call
 """
 
 import json
-from typing import Final
 
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from kms.encoding import b64url
 from kms.identifiers import AppId, ChipId, InstanceId
+from kms.keys import p256
 from kms.keys.identity import Identity
-from kms.keys.names import Algorithm, KeyKind, KeyRequest, Scope
+from kms.keys.names import DSTACK_KINDS, Algorithm, KeyKind, KeyRequest, Scope
 from kms.keys.released import VALUE_LENGTH, ReleasedKey, public_half
 from kms.keys.root_messages import integer, require_prf_output
 from kms.keys.signed import Signed
 from kms.labels import APP_KEY, SIGNING_STATEMENT, frame, labelled
 
-# `tls` needs a certificate authority and a certificate beside the key, which this version does not have.
-DERIVABLE: Final = frozenset(KeyKind) - {KeyKind.TLS}
-
 
 def obstacle(request: KeyRequest, *, instance_id: InstanceId | None, chip_id: ChipId | None) -> str | None:
     """Give the reason code why a key cannot be derived, or None.
 
-    ``key-unsupported`` (a kind not in `DERIVABLE`), ``instance-unbound`` (scope instance, and the bound
-    identity has no instance id) or ``chip-unbound`` (scope chip, and the report proves no chip). Policy
-    makes a refusal of it before anything is derived.
+    ``instance-unbound`` (scope instance, and the bound identity has no instance id) or ``chip-unbound``
+    (scope chip, and the report proves no chip). Policy makes a refusal of it before anything is derived.
     """
-    if request.name.kind not in DERIVABLE:
-        return "key-unsupported"
     if request.scope is Scope.INSTANCE and instance_id is None:
         return "instance-unbound"
     if request.scope is Scope.CHIP and chip_id is None:
@@ -59,20 +54,27 @@ def derive(
 
     `app_secret` is the PRF's 64 bytes under that epoch for `root_messages.app_message`. The ids are the
     bound and proven ones, never the request's; each counts only for its own scope. `identity` signs the
-    statement of a ``signing`` key.
+    statement of a ``signing`` key. A ``tls`` key has no certificates yet (`kms.keys.certificates.certify`);
+    where the guest wants one for a key of its own, no private key is derived.
 
     Raises:
         ValueError: `obstacle` has a reason against it (policy refuses such a request before), the app secret
-            has another length, or the request names another epoch.
+            has another length, the request names another epoch, or a key of dstack's (`kms.keys.dstack`).
 
     """
+    name = request.name
+    if name.kind in DSTACK_KINDS:
+        raise ValueError("a dstack key is not derived from an app's secret")
     reason = obstacle(request, instance_id=instance_id, chip_id=chip_id)
     if reason is not None:
         raise ValueError(f"asked to derive a key that policy should have refused: {reason}")
     if request.epoch not in {None, epoch}:
         raise ValueError("the request names another epoch")
+    if request.certificate_for is not None:
+        return ReleasedKey(
+            name=name, scope=request.scope, epoch=epoch, value=None, public_key=request.certificate_for
+        )
     scope_value = {Scope.APP: None, Scope.INSTANCE: instance_id, Scope.CHIP: chip_id}[request.scope]
-    name = request.name
     fields = (
         app_id,
         integer(epoch),
@@ -82,10 +84,13 @@ def derive(
         scope_value or b"",
         name.algorithm.encode("ascii"),
     )
-    expand = HKDFExpand(SHA512(), VALUE_LENGTH, labelled(APP_KEY, frame(*fields)))
+    length = p256.MATERIAL_LENGTH if name.algorithm is Algorithm.P_256 else VALUE_LENGTH
+    expand = HKDFExpand(SHA512(), length, labelled(APP_KEY, frame(*fields)))
     value = expand.derive(require_prf_output(app_secret))
     if name.algorithm is Algorithm.X25519:
         value = _clamp(value)
+    elif name.algorithm is Algorithm.P_256:
+        value = p256.to_pkcs8(p256.private_key(value))
     public_key = public_half(name.algorithm, value)
     statement = None
     if name.kind is KeyKind.SIGNING and public_key is not None:

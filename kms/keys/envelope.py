@@ -13,6 +13,7 @@ from typing import Final
 
 from kms.errors import KmsError
 from kms.identifiers import AppId
+from kms.keys.certificates import check_chain
 from kms.keys.derivation import signing_statement
 from kms.keys.identity import Identity, SignatureInvalid
 from kms.keys.names import Algorithm
@@ -29,8 +30,9 @@ class EnvelopeRejected(KmsError):
     """The guest must not use what it opened. `reason` says why.
 
     ``envelope-malformed``, ``identity-mismatch`` (not the pinned KMS), ``signature-invalid``,
-    ``request-mismatch`` (the answer to another request) or ``statement-invalid`` (a signing key that the
-    same identity did not vouch for).
+    ``request-mismatch`` (the answer to another request), ``statement-invalid`` (a signing key that the
+    same identity did not vouch for) or ``certificate-invalid`` (certificates that are not for this key, app
+    and epoch).
     """
 
     code = "envelope-rejected"
@@ -101,6 +103,7 @@ def open_envelope(envelope: bytes, *, pinned_identity: bytes | None, request_sha
         raise EnvelopeRejected("the answer to another request", reason="request-mismatch")
     for key in payload.keys:
         _verify_statement(key, payload)
+        _verify_certificates(key, payload)
     return payload
 
 
@@ -119,10 +122,10 @@ def _verify_statement(key: ReleasedKey, payload: Payload) -> None:
     """Compare the statement with the only one that the KMS makes for this key, then verify it."""
     if key.algorithm is not Algorithm.ED25519:
         return
-    statement, public_key = key.statement, key.public_key
-    if statement is None or public_key is None:
+    statement, public_key, epoch = key.statement, key.public_key, key.epoch
+    if statement is None or public_key is None or epoch is None:
         raise EnvelopeRejected("a signing key without its statement", reason="statement-invalid")
-    expected = signing_statement(payload.app_id, key.epoch, public_key)
+    expected = signing_statement(payload.app_id, epoch, public_key)
     if (statement.payload, statement.identity) != (expected, payload.identity):
         raise EnvelopeRejected(
             "the statement is about another key or by another KMS", reason="statement-invalid"
@@ -131,6 +134,16 @@ def _verify_statement(key: ReleasedKey, payload: Payload) -> None:
         statement.verify(SIGNING_STATEMENT)
     except SignatureInvalid as error:
         raise EnvelopeRejected(error.detail, reason="statement-invalid") from None
+
+
+def _verify_certificates(key: ReleasedKey, payload: Payload) -> None:
+    chain, public_key, epoch = key.certificate_chain, key.public_key, key.epoch
+    if chain is None or public_key is None or epoch is None:
+        return
+    try:
+        check_chain(chain, public_key=public_key, app_id=payload.app_id, epoch=epoch)
+    except ValueError as error:
+        raise EnvelopeRejected(str(error), reason="certificate-invalid") from None
 
 
 def _json(document: object) -> bytes:

@@ -17,6 +17,8 @@ from kms.boot_info import BootInfo
 from kms.checks import Check
 from kms.encoding import b64url
 from kms.evidence.app_document import AppIdentity
+from kms.keys.certificates import IssuedCertificate
+from kms.keys.names import KeyRequest
 from kms.policy.decision import AppClaim, Ask
 from kms.strict_json import JsonValue
 
@@ -36,6 +38,7 @@ class DecisionEntry:
     is the revision that judged, None when no policy was asked. `epochs` are those of the released keys.
     `document` is what an app document stated whose bytes the report's HOST_DATA commits to; like the claim
     in `ask` it is needed to judge the guest again, and proves nothing where `boot_info` is None.
+    `certificates` are those that were issued, in the order of their keys.
     """
 
     release_id: str
@@ -53,13 +56,11 @@ class DecisionEntry:
     client: str
     development: bool
     salt: bytes
+    certificates: tuple[IssuedCertificate, ...] = ()
 
     @cached_property
     def canonical(self) -> bytes:
         """The RFC 8785 bytes of the entry. They hold no secret."""
-        keys: list[JsonValue] = [
-            {"name": str(key.name), "scope": key.scope.value, "epoch": key.epoch} for key in self.ask.keys
-        ]
         checks: list[JsonValue] = [
             {"name": check.name, "passed": check.passed, "detail": check.detail, "reason": check.reason}
             for check in self.checks
@@ -75,13 +76,18 @@ class DecisionEntry:
             "boot_info": None if self.boot_info is None else self.boot_info.to_json(),
             "document": _document_json(self.document),
             "claim": _claim_json(self.ask.app),
-            "keys": keys,
+            "keys": [_key_json(key) for key in self.ask.keys],
             "epochs": list(self.epochs),
             "policy_revision": self.policy_revision,
             "challenge": None if self.challenge is None else sha256(self.challenge).hexdigest(),
             "client": self.client,
             "development": self.development,
         }
+        if self.certificates:
+            # Absent where there are none, as in every entry of before there were any.
+            entry["certificates"] = [
+                {"sha256": each.fingerprint.hex(), "serial": each.serial.hex()} for each in self.certificates
+            ]
         return rfc8785.dumps(entry)
 
 
@@ -93,6 +99,13 @@ def entry_digest(salt: bytes, canonical: bytes) -> bytes:
 def timestamp(moment: datetime) -> str:
     """Give RFC 3339 in UTC with microseconds: one form, so that entries sort and hash alike."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _key_json(key: KeyRequest) -> JsonValue:
+    written: dict[str, JsonValue] = {"name": str(key.name), "scope": key.scope.value, "epoch": key.epoch}
+    if key.certificate_for is not None:
+        written["certificate_for"] = b64url(key.certificate_for)
+    return written
 
 
 def _document_json(document: AppIdentity | None) -> JsonValue:

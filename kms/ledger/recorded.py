@@ -1,6 +1,6 @@
 """A recorded decision, read back: for explaining it, and for judging the guest again by another policy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Self
 
@@ -10,8 +10,10 @@ from kms.checks import Check
 from kms.errors import KmsError
 from kms.evidence.app_document import AppIdentity
 from kms.identifiers import AppId, ComposeHash, InstanceId
+from kms.keys.certificates import Fingerprint, IssuedCertificate, SerialNumber
 from kms.keys.identity import PUBLIC_KEY_LENGTH
 from kms.keys.names import KeyRequest
+from kms.keys.p256 import POINT_LENGTH
 from kms.ledger.entries import KIND, timestamp
 from kms.measurement.images import Binding
 from kms.policy.decision import AppClaim, Ask
@@ -40,6 +42,7 @@ class RecordedDecision:
     challenge: str | None
     client: str
     development: bool
+    certificates: tuple[IssuedCertificate, ...]
 
     @classmethod
     def from_json(cls, value: JsonValue) -> Self:
@@ -74,6 +77,7 @@ class RecordedDecision:
             challenge=fields.nullable("challenge", fields.text),
             client=fields.text("client"),
             development=fields.boolean("development"),
+            certificates=_certificates(fields) if fields.has("certificates") else (),
         )
         fields.end()
         return decision
@@ -124,8 +128,26 @@ def _claim(fields: Fields) -> AppClaim:
 def _key(fields: Fields) -> KeyRequest:
     name, scope = fields.text("name"), fields.text("scope")
     epoch = fields.nullable("epoch", lambda member: fields.integer(member, minimum=1))
+    own = fields.base64("certificate_for", at_most=POINT_LENGTH) if fields.has("certificate_for") else None
+    if own is not None and len(own) != POINT_LENGTH:
+        fields.fail(f"`certificate_for` must have {POINT_LENGTH} bytes")
     fields.end()
-    return fields.convert("name", name, lambda text: KeyRequest.parse(text, scope, epoch))
+    return fields.convert(
+        "name", name, lambda text: replace(KeyRequest.parse(text, scope, epoch), certificate_for=own)
+    )
+
+
+def _certificates(fields: Fields) -> tuple[IssuedCertificate, ...]:
+    entries = fields.array("certificates", at_least=1, at_most=MAX_VALUES)
+    return tuple(_certificate(Fields(each, "entry.certificates", RecordDamaged)) for each in entries)
+
+
+def _certificate(fields: Fields) -> IssuedCertificate:
+    certificate = IssuedCertificate(
+        fingerprint=fields.hex("sha256", Fingerprint), serial=fields.hex("serial", SerialNumber)
+    )
+    fields.end()
+    return certificate
 
 
 def _epochs(fields: Fields) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kms.boot_info_reader import read_boot_info
 from kms.checks import Check
 from kms.evidence.app_document import AppIdentity
 from kms.identifiers import AppId, ChipId, ComposeHash, InstanceId, KeyDigest, Measurement, OsImageHash
+from kms.keys.certificates import Fingerprint, IssuedCertificate, SerialNumber
 from kms.keys.names import KeyRequest
 from kms.ledger.entries import DecisionEntry
 from kms.ledger.recorded import RecordDamaged, RecordedDecision
@@ -117,8 +119,19 @@ CLAIMS = st.builds(
     compose_hash=or_none(not_zero(32).map(ComposeHash)),
     instance_id=or_none(INSTANCE_IDS.map(InstanceId)),
 )
+WITH_OWN_KEY = replace(KeyRequest.parse("tls", "app", 2), certificate_for=b"\x04" * 65)
 KEYS = st.sampled_from(
-    [KeyRequest.parse("disk", "app"), KeyRequest.parse("custom:db/a", "chip", 3), key("signing")]
+    [
+        KeyRequest.parse("disk", "app"),
+        KeyRequest.parse("custom:db/a", "chip", 3),
+        key("signing"),
+        key("tls"),
+        KeyRequest.parse("dstack:disk", "instance"),
+        WITH_OWN_KEY,
+    ]
+)
+CERTIFICATES = st.builds(
+    IssuedCertificate, fingerprint=exactly(32).map(Fingerprint), serial=exactly(20).map(SerialNumber)
 )
 WORDS = st.text(max_size=20)
 ENTRIES = st.builds(
@@ -138,7 +151,10 @@ ENTRIES = st.builds(
     client=WORDS,
     development=st.booleans(),
     salt=exactly(16),
+    certificates=st.lists(CERTIFICATES, max_size=2).map(tuple),
 )
+SHORTER = ({"sha256": "0f" * 31}, {"serial": "05" * 19})
+CERTIFICATE = IssuedCertificate(Fingerprint(b"\x0f" * 32), SerialNumber(b"\x05" * 20))
 ENTRY = DecisionEntry(
     release_id="r1",
     decided_at=NOW,
@@ -217,6 +233,33 @@ def test_nothing_else_reads() -> None:
     for value in tried:
         with pytest.raises(RecordDamaged):
             RecordedDecision.from_json(value)
+
+
+def test_certificates_and_own_keys_are_read_as_strictly() -> None:
+    entry = replace(ENTRY, ask=Ask((WITH_OWN_KEY,)), certificates=(CERTIFICATE,))
+    whole: dict[str, Any] = json.loads(entry.canonical)
+    assert whole["certificates"] == [{"sha256": "0f" * 32, "serial": "05" * 20}]
+    RecordedDecision.from_json(whole)
+    for member in ("certificates", "keys"):
+        for value in damaged(whole[member]):
+            if value == [{"name": "tls", "scope": "app", "epoch": 2}]:
+                continue  # what is recorded of a guest that asked for the app's own key
+            with pytest.raises(RecordDamaged):
+                RecordedDecision.from_json({**whole, member: value})
+    own = whole["keys"][0]["certificate_for"]
+    too_short: list[Any] = [[{**whole["certificates"][0], **change}] for change in SHORTER]
+    for wrong in ([], *too_short):
+        with pytest.raises(RecordDamaged):
+            RecordedDecision.from_json({**whole, "certificates": wrong})
+    for text in (own[:-2], own + "AA", ""):
+        with pytest.raises(RecordDamaged):
+            RecordedDecision.from_json({**whole, "keys": [{**whole["keys"][0], "certificate_for": text}]})
+
+
+def test_an_entry_without_certificates_has_the_bytes_that_it_always_had() -> None:
+    """Receipts promise digests of entries that older versions wrote."""
+    before = "e476cf601b600da83983600c4b04f9af5fb994a240dcc9f10dc99386d1de215f"
+    assert sha256(ENTRY.canonical).hexdigest() == before
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import hashlib
 import hmac
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kms.identifiers import AppId, ChipId, InstanceId
-from kms.keys.derivation import DERIVABLE, derive, obstacle, signing_statement
+from kms.keys import p256
+from kms.keys.derivation import derive, obstacle, signing_statement
 from kms.keys.identity import Identity, SignatureInvalid
-from kms.keys.names import KeyKind, KeyRequest, Scope
+from kms.keys.names import DSTACK_KINDS, KeyRequest, Scope
 from kms.keys.released import ReleasedKey
 from kms.labels import PAYLOAD, SIGNING_STATEMENT
 from tests.golden.keys import second_implementation
@@ -46,7 +48,7 @@ def derived(
     return derive(secret, request, epoch, **ids, identity=IDENTITY)
 
 
-def value_of(case: tuple[Any, ...]) -> bytes:
+def value_of(case: tuple[Any, ...]) -> bytes | None:
     (name, scope), epoch, app_id, instance_id, chip_id = case
     return derived(name, scope, epoch, app_id=app_id, instance_id=instance_id, chip_id=chip_id).value
 
@@ -94,13 +96,14 @@ def test_another_app_secret_gives_another_key() -> None:
 def test_x25519_keys_are_stored_clamped() -> None:
     for epoch in range(1, 40):
         value = derived("env", epoch=epoch).value
+        assert value is not None
         assert (value[0] & 7, value[31] & 0xC0) == (0, 0x40)
 
 
 @pytest.mark.parametrize(
     ("name", "scope", "instance_id", "chip_id", "reason"),
     [
-        ("tls", "app", INSTANCE, CHIP, "key-unsupported"),
+        ("tls", "app", None, None, None),
         ("disk", "instance", None, CHIP, "instance-unbound"),
         ("disk", "chip", INSTANCE, None, "chip-unbound"),
         ("custom:a", "chip", INSTANCE, None, "chip-unbound"),
@@ -115,14 +118,37 @@ def test_obstacles(
     request = KeyRequest.parse(name, scope)
     assert obstacle(request, instance_id=instance_id, chip_id=chip_id) == reason
     if reason is None:
-        assert len(derived(name, scope, instance_id=instance_id, chip_id=chip_id).value) == 32
+        assert derived(name, scope, instance_id=instance_id, chip_id=chip_id).value
         return
     with pytest.raises(ValueError, match=reason):
         derived(name, scope, instance_id=instance_id, chip_id=chip_id)
 
 
-def test_derivable_is_all_but_tls() -> None:
-    assert set(KeyKind) - DERIVABLE == {KeyKind.TLS}
+def test_a_tls_key_is_a_p256_key_of_48_derived_bytes() -> None:
+    def field(value: bytes) -> bytes:
+        return len(value).to_bytes(4, "big") + value
+
+    fields = (APP, (3).to_bytes(8, "big"), b"tls", b"", b"app", b"", b"p-256")
+    info = b"attested-kms/v1/app-key\0" + b"".join(map(field, fields))
+    expected = p256.private_key(hmac.digest(SECRET, info + b"\1", "sha512")[:48])
+    key = derived("tls", epoch=3)
+    assert key.value == p256.to_pkcs8(expected)
+    assert key.public_key == p256.point_of(expected.public_key())
+    assert (key.statement, key.certificate_chain) == (None, None)
+
+
+def test_for_a_key_of_the_guests_own_nothing_is_derived() -> None:
+    point = p256.point_of(p256.private_key(bytes(48)).public_key())
+    request = replace(KeyRequest.parse("tls", "app"), certificate_for=point)
+    ids: dict[str, Any] = {"app_id": APP, "instance_id": None, "chip_id": None, "identity": IDENTITY}
+    key = derive(SECRET, request, 2, **ids)
+    assert (key.value, key.public_key, key.epoch) == (None, point, 2)
+
+
+@pytest.mark.parametrize("kind", sorted(DSTACK_KINDS))
+def test_what_is_dstacks_is_not_derived_of_our_secret(kind: str) -> None:
+    with pytest.raises(ValueError, match="dstack"):
+        derived(kind, "instance" if kind == "dstack:disk" else "app")
 
 
 @pytest.mark.parametrize("length", [0, 32, 63, 65])
@@ -152,8 +178,9 @@ def test_the_statement_binds_app_epoch_and_key_under_its_own_label() -> None:
 
 
 def test_no_repr_shows_a_value() -> None:
-    for name in ("disk", "env", "signing"):
+    for name in ("disk", "env", "signing", "tls"):
         key = derived(name)
+        assert key.value is not None
         for form in (key.value.hex(), repr(key.value), repr(key.value)[2:10]):
             assert form not in repr(key)
 
@@ -161,5 +188,6 @@ def test_no_repr_shows_a_value() -> None:
 def test_the_derivation_is_one_hmac_and_not_the_bare_secret() -> None:
     """Field lesson 31: a key is never a truncation of the secret or of a bare HMAC over its name."""
     value = derived().value
+    assert value is not None
     assert value not in SECRET
     assert value != hmac.digest(SECRET, b"disk", "sha512")[:32]

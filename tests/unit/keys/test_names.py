@@ -29,7 +29,9 @@ BAD_NAMES = [
     "custom:a/*",
     "custom:٣",
     "custom:" + "a" * 129,
-    "dstack:disk",
+    "dstack",
+    "dstack:",
+    "dstack:root",
 ]
 
 
@@ -56,7 +58,7 @@ def test_other_names_are_refused_without_echo(text: str) -> None:
         KeyName.parse(text)
     # The message is one of three sentences, whatever came.
     assert str(caught.value) in {
-        "a key is disk, env, signing, tls or custom:<path>",
+        "a key is disk, env, signing, tls, custom:<path> or, of dstack, dstack:disk, env or k256",
         "a custom path has at most 128 bytes",
         "a custom path is segments of [a-z0-9._-] joined by `/`, none `.` or `..`",
     }
