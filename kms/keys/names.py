@@ -43,6 +43,7 @@ class Algorithm(StrEnum):
     X25519 = "x25519"  # 32 bytes, RFC 7748 private key, clamped
     ED25519 = "ed25519"  # 32 bytes, RFC 8032 seed
     P_256 = "p-256"  # PKCS#8 DER
+    SECP256K1 = "secp256k1"  # 32 bytes, private scalar, big-endian
 
 
 class KeyKind(StrEnum):
@@ -53,7 +54,13 @@ class KeyKind(StrEnum):
     SIGNING = "signing"
     TLS = "tls"
     CUSTOM = "custom"
+    DSTACK_DISK = "dstack:disk"
+    DSTACK_ENV = "dstack:env"
+    DSTACK_K256 = "dstack:k256"
 
+
+# What a dstack KMS with the same roots would give (`kms.keys.dstack`); nothing of ours is derived for them.
+DSTACK_KINDS: Final = frozenset({KeyKind.DSTACK_DISK, KeyKind.DSTACK_ENV, KeyKind.DSTACK_K256})
 
 _ALGORITHMS: Final = {
     KeyKind.DISK: Algorithm.SYMMETRIC_256,
@@ -61,9 +68,20 @@ _ALGORITHMS: Final = {
     KeyKind.SIGNING: Algorithm.ED25519,
     KeyKind.TLS: Algorithm.P_256,
     KeyKind.CUSTOM: Algorithm.SYMMETRIC_256,
+    KeyKind.DSTACK_DISK: Algorithm.SYMMETRIC_256,
+    KeyKind.DSTACK_ENV: Algorithm.X25519,
+    KeyKind.DSTACK_K256: Algorithm.SECP256K1,
 }
-# Their public halves are published for the app as a whole; a key of one instance would be nobody's.
-_APP_SCOPE_ONLY: Final = frozenset({KeyKind.ENV, KeyKind.SIGNING, KeyKind.TLS})
+# Kinds of one scope. The public halves of env, signing and tls are published for the app as a whole; a key of
+# one instance would be nobody's. What dstack derives is by its own rule for an instance or for the app.
+_ONLY_SCOPE: Final = {
+    KeyKind.ENV: Scope.APP,
+    KeyKind.SIGNING: Scope.APP,
+    KeyKind.TLS: Scope.APP,
+    KeyKind.DSTACK_DISK: Scope.INSTANCE,
+    KeyKind.DSTACK_ENV: Scope.APP,
+    KeyKind.DSTACK_K256: Scope.APP,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +123,24 @@ class KeyName:
 class KeyRequest:
     """One key that a guest asks for. `epoch` is None for the app's current one.
 
-    Equal requests are the "exact duplicates" that the protocol refuses.
+    `certificate_for` is the guest's own P-256 public key (65 bytes, SEC 1 uncompressed) where it asks for a
+    ``tls`` certificate by a certificate request, and not for the app's private key. Equal requests are the
+    "exact duplicates" that the protocol refuses.
     """
 
     name: KeyName
     scope: Scope
     epoch: int | None = None
+    certificate_for: bytes | None = None
 
     def __post_init__(self) -> None:
         _require_scope(self.name.kind, self.scope)
         if self.epoch is not None:
             integer(self.epoch)
+            if self.name.kind in DSTACK_KINDS:
+                raise ValueError("what dstack derives has no epochs")
+        if self.certificate_for is not None and self.name.kind is not KeyKind.TLS:
+            raise ValueError("a certificate request goes with tls only")
 
     @classmethod
     def parse(cls, name: str, scope: str, epoch: int | None = None) -> Self:
@@ -160,9 +185,12 @@ class KeyPattern:
 
         """
         name, at, scope_text = text.partition("@")
-        scope = Scope.parse(scope_text) if at else Scope.APP
         if not name.startswith(_CUSTOM):
-            return cls(_plain_kind(name), "", wildcard=False, scope=scope)
+            kind = _plain_kind(name)
+            # dstack's names have one scope each, which need not be written out.
+            usual = _ONLY_SCOPE.get(kind, Scope.APP)
+            return cls(kind, "", wildcard=False, scope=Scope.parse(scope_text) if at else usual)
+        scope = Scope.parse(scope_text) if at else Scope.APP
         path = name.removeprefix(_CUSTOM)
         return cls(KeyKind.CUSTOM, path.removesuffix("*"), wildcard=path.endswith("*"), scope=scope)
 
@@ -177,19 +205,21 @@ class KeyPattern:
     @override
     def __str__(self) -> str:
         name = _CUSTOM + self.path if self.kind is KeyKind.CUSTOM else self.kind.value
-        scope = "" if self.scope is Scope.APP else f"@{self.scope.value}"
+        usual = _ONLY_SCOPE.get(self.kind, Scope.APP)
+        scope = "" if self.scope is usual else f"@{self.scope.value}"
         return name + ("*" if self.wildcard else "") + scope
 
 
 def _plain_kind(text: str) -> KeyKind:
     if text == KeyKind.CUSTOM or text not in set(KeyKind):
-        raise ValueError("a key is disk, env, signing, tls or custom:<path>")
+        raise ValueError("a key is disk, env, signing, tls, custom:<path> or, of dstack, dstack:disk, env or k256")
     return KeyKind(text)
 
 
 def _require_scope(kind: KeyKind, scope: Scope) -> None:
-    if kind in _APP_SCOPE_ONLY and scope is not Scope.APP:
-        raise ValueError("env, signing and tls are of scope app only")
+    only = _ONLY_SCOPE.get(kind, scope)
+    if scope is not only:
+        raise ValueError(f"{kind} is of scope {only} only")
 
 
 def _require_path(path: str) -> None:

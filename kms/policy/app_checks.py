@@ -43,7 +43,7 @@ def identity_checks(
     detail = "names no KMS" if named is None else f"names the KMS {named.hex()}"
     yield Check(
         "document-kms-identity",
-        named is None or named == context.kms_identity,
+        named is None or named in context.kms_identities,
         f"the app document {detail}",
         "kms-identity-differs",
     )

@@ -7,10 +7,11 @@ from functools import lru_cache
 from typing import Final, TypedDict, TypeVar
 
 from kms.identifiers import AppId, ChipId, ComposeHash, OsImageHash
-from kms.keys.names import MAX_PATH_LENGTH, KeyKind, KeyPattern, Scope
+from kms.keys.dstack import ID_LENGTH
+from kms.keys.names import DSTACK_KINDS, MAX_PATH_LENGTH, KeyKind, KeyPattern, Scope
 from kms.measurement.images import Binding
 from kms.policy import values
-from kms.policy.documents import STRICT, Allowlist, AppDocument, TlsNames
+from kms.policy.documents import DSTACK, STRICT, Allowlist, AppDocument, TlsNames
 from kms.policy.nodes import Node
 from kms.policy.parser import Parser, Schema, Wrong, closest, pattern
 from kms.policy.reader import Reader, Slot
@@ -27,7 +28,6 @@ _CUSTOM_KEY: Final = re.compile(
     rf"(?:{_SEGMENT}(?:/{_SEGMENT})*|(?:{_SEGMENT}/)*[a-z0-9._-]*\*)(?:@(?:{'|'.join(Scope)}))?"
 )
 _MAX_DNS_NAME: Final = 253  # RFC 1035, section 2.3.4, as text
-_DSTACK: Final = "dstack"
 _TLS: Final = "{names: [payments.internal], days: 7}"
 _NOBODY: Final = "it allows nobody"
 
@@ -82,6 +82,7 @@ def read_app(reader: Reader) -> AppDocument:
     compat: Slot[str | None] = reader.optional("compat", _compat, None)
     reader.end()
     _check_tls(reader, keys.value, tls.value)
+    _check_compat(reader, keys.value, compat.value, identity)
     listed_images, listed_chips = images.value, chips.value
     return AppDocument(
         **header.values,
@@ -141,7 +142,8 @@ def _read_key(node: Node) -> KeyPattern:
     try:
         return _key_pattern(text)
     except ValueError as error:
-        kind = text.partition("@")[0].partition(":")[0]
+        name = text.partition("@")[0]
+        kind = name if name.startswith(f"{DSTACK}:") else name.partition(":")[0]
         hint = "" if kind in _KEY_KINDS else f"; {closest(kind, _KEY_KINDS)}"
         if "*" in text.partition("@")[0][:-1]:
             hint = "; `*` stands only at the end"
@@ -169,8 +171,8 @@ def _read_advisory(node: Node) -> str:
 
 def _read_compat(node: Node) -> str:
     text = values.read_text(node)
-    if text != _DSTACK:
-        raise Wrong(node, f"`{text}` is unknown: the only compatibility is `dstack`")
+    if text != DSTACK:
+        raise Wrong(node, f"`{text}` is unknown: the only compatibility is `{DSTACK}`")
     return text
 
 
@@ -187,7 +189,7 @@ _binding: Final = values.one_of(Binding, "a binding")
 _key: Final = Parser(_read_key, {"anyOf": [{"enum": [*_plain_keys()]}, pattern(_CUSTOM_KEY)]})
 _advisory: Final = Parser(_read_advisory, pattern(_ADVISORY))
 _epoch: Final = values.integer(1, 2**31 - 1, "an epoch")
-_compat: Final = Parser(_read_compat, {"const": _DSTACK})
+_compat: Final = Parser(_read_compat, {"const": DSTACK})
 _dns_name: Final = Parser(_read_dns_name, {**pattern(_DNS_NAME), "maxLength": _MAX_DNS_NAME})
 _days: Final = values.integer(1, _MAX_TLS_DAYS, "the life of a certificate in days")
 
@@ -205,3 +207,17 @@ def _check_tls(reader: Reader, keys: tuple[KeyPattern, ...], tls: TlsNames | Non
         reader.notes.error(reader.place("keys"), f"key `tls` needs the member `tls: {_TLS}`")
     if tls is not None and not wanted:
         reader.notes.warning(reader.place("tls"), "`tls` does nothing: `keys` does not list key `tls`")
+
+
+def _check_compat(
+    reader: Reader, keys: tuple[KeyPattern, ...], compat: str | None, identity: Slot[AppId]
+) -> None:
+    wanted = next((pattern for pattern in keys if pattern.kind in DSTACK_KINDS), None)
+    if wanted is not None and compat is None:
+        reader.notes.error(reader.place("keys"), f"key `{wanted}` needs the member `compat: {DSTACK}`")
+    if wanted is None and compat is not None:
+        reader.notes.warning(reader.place("compat"), "`compat` does nothing: `keys` lists no key of dstack")
+    if compat is not None and len(identity.value) != ID_LENGTH:
+        reader.notes.error(
+            reader.place("id"), f"with `compat: {DSTACK}` an app id has {ID_LENGTH} bytes, as those of dstack"
+        )

@@ -61,7 +61,8 @@ class AppComparer:
         yield from _tls_differences(Member(document, "tls"), old.tls, new.tls)
         if old.compat != new.compat:
             compat = [each or "none" for each in (old.compat, new.compat)]
-            yield Member(document, "compat").turned(Effect.WIDENS, "compatibility", *compat)
+            effect = effect_of(widens=new.compat is not None)
+            yield Member(document, "compat").turned(effect, "compatibility", *compat)
 
     def _image_differences(self, member: Member, old: AppDocument, new: AppDocument) -> Iterator[Difference]:
         images = self._images.compare(old, new)

@@ -19,6 +19,7 @@ from kms.snp.flags import Signer
 from kms.snp.product import Cpuid, Product
 
 STRICT: Final = "strict"  # the built-in guest document; no document replaces it
+DSTACK: Final = "dstack"  # the only word that `compat` may say
 
 T = TypeVar("T")
 
@@ -62,7 +63,8 @@ class AppDocument(Document):
     """One application: who may run it where, and which keys it gets.
 
     `images` are names of image documents, `image_hashes` os_image_hashes; `chips` are chip ids and
-    `chip_sets` names of chips documents. `epoch` pins the key epoch.
+    `chip_sets` names of chips documents. `epoch` pins the key epoch. `compat` lets `keys` list those of
+    another KMS.
     """
 
     id: AppId

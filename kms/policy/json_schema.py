@@ -32,7 +32,7 @@ _ABOUT: Final[Mapping[str, Mapping[str, str]]] = {
         "forbid_advisories": "AMD bulletins that a report must show to be fixed.",
         "epoch": "Pins the key epoch.",
         "tls": "What its certificates say; needed for the key `tls`.",
-        "compat": "Answers in the form of another KMS as well.",
+        "compat": "Lets `keys` list those of a dstack KMS whose roots an operator imported.",
     },
     "image": {
         "launch": "Everything that is measured, as hashes. Written by `kms image describe`.",

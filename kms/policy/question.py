@@ -61,15 +61,15 @@ class Ask:
 class Context:
     """What a decision depends on beside policy, BootInfo and ask.
 
-    `now` is the server's clock (UTC, aware). `kms_identity` is our public key, `document_kms_identity` the
-    one that the app document names, if it names one. `document_app` is the app and compose that a bound
-    document names: beside a command line that binds the app, it must agree. `enforces` is what the matched
-    image enforces. `advisories` are AMD's bulletins as this KMS knows them.
+    `now` is the server's clock (UTC, aware). `kms_identities` are our public keys, former ones included, and
+    `document_kms_identity` is the one that the app document names, if it names one. `document_app` is the app
+    and compose that a bound document names: beside a command line that binds the app, it must agree.
+    `enforces` is what the matched image enforces. `advisories` are AMD's bulletins as this KMS knows them.
     """
 
     now: datetime
     development: bool
-    kms_identity: bytes
+    kms_identities: frozenset[bytes]
     document_kms_identity: bytes | None
     enforces: frozenset[Binding]
     document_app: tuple[AppId, ComposeHash] | None = None

@@ -102,5 +102,5 @@ WITHOUT_DOCUMENT: Final[Mapping[str, str]] = {
     "document-agrees": "an app document beside another binding names the same app and compose",
     "document-kms-identity": "an app document names this KMS or none",
     "keys-asked": "at least one key is asked for",
-    "key-derivable": "the guest proves the instance or chip that the key is for",
+    "key-derivable": "the guest proves the instance or chip of the key; keys of dstack want ids of 20 bytes",
 }

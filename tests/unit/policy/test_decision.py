@@ -109,6 +109,7 @@ OTHER_LAUNCH_HASH = OsImageHash(b"\x99" * 32)
 MASKS = {"launch": "0x2", "current": "0x4"}
 HASHED = guest(os_image_hash=HASH_ALONE, image=None)
 
+DSTACK_DISK = key("dstack:disk", Scope.INSTANCE)
 ALLOWED: dict[str, Change] = {
     "as it is": lambda base: base,
     "claim agrees": asks(
@@ -144,6 +145,7 @@ ALLOWED: dict[str, Change] = {
     "debug in development mode": both(
         written("guest", debug="allow"), policy_bits(19), context(development=True)
     ),
+    "dstack's disk": both(asks(DSTACK_DISK), guest(instance_id=InstanceId(b"\x44" * 20))),
     "another advisory": guest(advisories=("AMD-SB-3020",)),
     "advisory of another product": written("app", forbid_advisories=["AMD-SB-3045"]),
     "not assessed, none forbidden": both(written("app", forbid_advisories=None), guest(advisories=None)),
@@ -397,11 +399,23 @@ DENIED: dict[str, tuple[Change, set[str]]] = {
     "id key": (written("guest", id_key_digests=["ab" * 48]), {"id-key-not-allowed"}),
     "author key": (written("guest", author_key_digests=[]), {"author-key-not-allowed"}),
     # keys
+    "dstack's key without its compatibility": (
+        both(asks(key("dstack:env")), written("app", compat=None, keys=["disk"])),
+        {"key-not-allowed", "dstack-not-enabled"},
+    ),
+    "dstack's disk, an instance id that is not of dstack": (
+        both(asks(DSTACK_DISK), guest(instance_id=InstanceId(b"\x44" * 32))),
+        {"dstack-id-length"},
+    ),
+    "dstack's disk, instance unbound": (
+        both(asks(DSTACK_DISK), guest(instance_id=None)),
+        {"instance-unbound"},
+    ),
+    "dstack's key that is not listed": (asks(key("dstack:k256")), {"key-not-allowed"}),
     "no key": (lambda base: replace(base, ask=Ask(())), {"no-key-asked"}),
     "key not allowed": (asks(key("disk"), key("custom:cache/a")), {"key-not-allowed"}),
     "scope not allowed": (asks(key("custom:db/main", Scope.CHIP)), {"key-not-allowed"}),
     "empty keys": (both(asks(key("disk")), written("app", keys=[], tls=None)), {"key-not-allowed"}),
-    "a kind that this version does not derive": (asks(key("tls")), {"key-unsupported"}),
     "instance unbound": (guest(instance_id=None), {"instance-unbound"}),
     "chip unbound": (
         both(ANY_VLEK, guest(chip_id=CHIP), asks(key("disk", Scope.CHIP))),

@@ -202,7 +202,9 @@ EDITS: list[tuple[str, Edit, list[Told], list[Told]]] = [
     ),
     (
         "a key of another scope",
-        member("app", "keys", ["disk", "env", "signing", "tls", "custom:db/*", "disk@instance"]),
+        member(
+            "app", "keys", ["disk", "env", "signing", "tls", "custom:db/*", "disk@instance", "dstack:disk"]
+        ),
         [(APP, "keys", NARROWS, "key disk@chip removed")],
         [(APP, "keys", WIDENS, "key disk@chip added")],
     ),
@@ -221,6 +223,7 @@ EDITS: list[tuple[str, Edit, list[Told], list[Told]]] = [
                 "custom:db/a/*",
                 "disk@instance",
                 "disk@chip",
+                "dstack:disk@instance",
             ],
         ),
         [
@@ -237,7 +240,17 @@ EDITS: list[tuple[str, Edit, list[Told], list[Told]]] = [
         member(
             "app",
             "keys",
-            ["disk", "env", "signing", "tls", "custom:db*", "custom:db/a@chip", "disk@instance", "disk@chip"],
+            [
+                "disk",
+                "env",
+                "signing",
+                "tls",
+                "custom:db*",
+                "custom:db/a@chip",
+                "disk@instance",
+                "disk@chip",
+                "dstack:disk",
+            ],
         ),
         [
             (APP, "keys", WIDENS, "key custom:db* added"),
@@ -281,10 +294,21 @@ EDITS: list[tuple[str, Edit, list[Told], list[Told]]] = [
         ],
     ),
     (
-        "compatibility",
-        without("app", "compat"),
-        [(APP, "compat", WIDENS, "compatibility dstack → none")],
-        [(APP, "compat", WIDENS, "compatibility none → dstack")],
+        "compatibility, which gives keys of another KMS",
+        both(
+            without("app", "compat"),
+            member(
+                "app", "keys", ["disk", "env", "signing", "tls", "custom:db/*", "disk@instance", "disk@chip"]
+            ),
+        ),
+        [
+            (APP, "keys", NARROWS, "key dstack:disk removed"),
+            (APP, "compat", NARROWS, "compatibility dstack → none"),
+        ],
+        [
+            (APP, "keys", WIDENS, "key dstack:disk added"),
+            (APP, "compat", WIDENS, "compatibility none → dstack"),
+        ],
     ),
     (
         "the guest document, for one that says the same",

@@ -202,7 +202,9 @@ def _gets_a_key(policy: Policy, launch: Launch, document: AppIdentity | None, no
         instance_id=None,
         binding=identity.binding,
     )
-    circumstances = Circumstances(now=now, development=False, kms_identity=b"", advisories=NO_ADVISORIES)
+    circumstances = Circumstances(
+        now=now, development=False, kms_identities=frozenset(), advisories=NO_ADVISORIES
+    )
     context = context_of(circumstances, launch, document)
     return isinstance(decide(policy, boot_info, Ask((key("disk"),), _CLAIM), context), Allowed)
 

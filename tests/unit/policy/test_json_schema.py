@@ -32,6 +32,8 @@ BEYOND_THE_SCHEMA = (
     "no document of kind",
     "`strict` is built in",
     "key `tls` needs the member",
+    "key `dstack:",
+    "with `compat: dstack` an app id",
     "`any` is not an item",  # where an item is any text
     "there is no such day or time",
     "a guest SVN means something only with",
@@ -194,7 +196,7 @@ HEX = st.text("0123456789abcdefABg", max_size=4).flatmap(
 ZEROS = st.integers(38, 66).map(lambda length: "0" * length)
 LONG = st.integers(110, 135).map(lambda length: "a" * length)
 SCOPES = st.sampled_from(["", "@", "@app", "@instance", "@chip", "@host", ":a"])
-KINDS = st.sampled_from(["disk", "env", "tls", "signing", "custom"])
+KINDS = st.sampled_from(["disk", "env", "tls", "signing", "custom", "dstack:disk", "dstack:env"])
 PATHS = st.text("ab.*/@-_A", max_size=12) | LONG | LONG.map(lambda path: f"{path}*") | LONG.map("a/{}".format)
 VERSIONS = st.sampled_from(["0", "1", "007", "255", "256", "300", "1000", ""])
 TEXTS: dict[str, tuple[Parser[Any], st.SearchStrategy[str]]] = {

@@ -110,11 +110,12 @@ MEMBERS: Final[Mapping[str, Mapping[str, list[Any]]]] = {
             ["disk", "custom:db/main*"],
             ["disk", "custom:db/*", "custom:db/*@instance", "custom:db/main"],
             ["disk@chip", "disk@instance"],
+            ["disk", "dstack:env"],
             [],
         ],
         "forbid_advisories": [[], ["AMD-SB-3015"], ["AMD-SB-3015", "AMD-SB-3016"]],
         "epoch": [None, 3, 4],
-        "compat": [None, "dstack"],
+        "compat": ["dstack", None],
         "expires_at": _EXPIRIES,
         "description": ["one", "another"],
     },
@@ -309,6 +310,8 @@ def _document(name: str, chosen: Mapping[tuple[str, str], int]) -> Document:
     if document["kind"] == "image":
         launch = document["launch"]
         document |= {"launch": LAUNCHES[launch], "os_image_hash": HASHES[launch].hex()}
+    if document["kind"] == "app" and "compat" not in document:
+        document["keys"] = [each for each in document["keys"] if not each.startswith("dstack:")]
     if document.get("guest_svn_minimum") == 0 and document.get("id_key_digests") == "any":
         document.pop("guest_svn_minimum")
     elif document.get("id_key_digests") == "any" and document.get("author_key_digests") == "any":
@@ -332,6 +335,7 @@ ATTRIBUTES: Final[Mapping[str, list[Any]]] = {
         key("custom:db/main", Scope.INSTANCE),
         key("disk", Scope.INSTANCE),
         key("disk", Scope.CHIP),
+        key("dstack:env"),
     ],
     "app_id": [APP_ID, APP_B, AppId(b"\x0c" * 20)],
     "compose_hash": [COMPOSE, COMPOSE_B],
