@@ -1,4 +1,4 @@
-"""Strict text encodings of bytes: base64url, standard base64, hex.
+"""Strict text encodings of bytes and times: base64url, standard base64, hex, RFC 3339.
 
 Every accepted text has exactly one meaning, and (alphabet and padding apart) every value has exactly one
 accepted text, so that nothing can be smuggled in a second spelling of the same bytes.
@@ -7,11 +7,14 @@ accepted text, so that nothing can be smuggled in a second spelling of the same 
 import base64
 import binascii
 import re
+from datetime import UTC, datetime
+from typing import Final
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*={0,2}")
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 _NUMBER = re.compile(r"0x[0-9a-f]+")
+_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"  # RFC 3339, UTC, whole seconds
 
 
 def b64url(data: bytes) -> str:
@@ -67,3 +70,26 @@ def from_0x(text: str) -> int:
     if not _NUMBER.fullmatch(text):
         raise ValueError("not 0x and lowercase hex digits")
     return int(text, 16)
+
+
+def whole_seconds(moment: datetime) -> str:
+    """Give an aware time as RFC 3339 in UTC; what is less than a second is left out."""
+    return moment.astimezone(UTC).strftime(_TIME)
+
+
+def from_whole_seconds(text: str) -> datetime:
+    """Read what `whole_seconds` gives.
+
+    Raises:
+        ValueError: anything else; the message does not repeat it.
+
+    """
+    wanted = "not a time as in 2026-11-22T12:00:00Z"
+    try:
+        moment = datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        raise ValueError(wanted) from None
+    # strptime also takes fields without their leading zeros.
+    if whole_seconds(moment) != text:
+        raise ValueError(wanted)
+    return moment

@@ -20,36 +20,28 @@ import httpx2
 
 from kms.encoding import b64url
 from kms.errors import ConfigurationError
-from kms.guest.errors import AnswerRejected, Problem, Refused, ServerUnreachable
+from kms.evidence.app_document import AppIdentity
+from kms.guest.errors import AnswerRejected, AppDocumentRefused
 from kms.guest.evidence import EvidenceSource, check_app_document, read_report
+from kms.guest.patience import Patience
+from kms.guest.published import fetch_hand_overs, follow_identity
 from kms.guest.request import build_request
-from kms.guest.transport import Answer, Connection, NoAnswer
+from kms.guest.transport import Answer, Connection
 from kms.identifiers import AppId
 from kms.keys.envelope import EnvelopeRejected, Payload, open_envelope
+from kms.keys.hand_over import leads
 from kms.keys.names import KeyRequest
 from kms.keys.opening import CannotOpen, RecipientKey
 from kms.keys.sealing import Suite
+from kms.keys.signed import Signed
 from kms.policy.question import AppClaim
 from kms.request import ReleaseRequest
-from kms.strict_json import Fields, JsonError, JsonValue
+from kms.strict_json import Fields, JsonError, parse
 
 IDENTITY_LENGTH: Final = 32  # Ed25519
 _MAX_CHALLENGE: Final = 256
 _MAX_SEALED: Final = 1 << 20
-_TRY_AGAIN: Final = frozenset({429, 502, 503, 504})  # the server, or a proxy before it, may answer later
-_FIRST_PAUSE: Final = 0.5  # seconds
-_LONGEST_PAUSE: Final = 10.0
 _random = random.SystemRandom()
-
-
-class _Later(Exception):
-    """One attempt brought no answer. `wait` is what the server asked for, in seconds."""
-
-    def __init__(self, why: str, *, wait: int = 0, problem: Problem | None = None) -> None:
-        super().__init__(why)
-        self.why = why
-        self.wait = wait
-        self.problem = problem
 
 
 class KeyClient:
@@ -112,69 +104,58 @@ class KeyClient:
             MalformedRequest, ConfigurationError: what was asked, or with what, makes no sense.
 
         """
-        end = self._clock() + self._deadline
-        pause = _FIRST_PAUSE
         with Connection(
             self._server_url, ca_file=self._ca_file, timeout=self._timeout, transport=self._transport
         ) as connection:
-            while True:
-                try:
-                    return self._attempt(connection, end, keys, app_document, app)
-                except _Later as later:
-                    # Jitter on top of what the server asked for: guests of one rack start together.
-                    wait = later.wait + pause * (0.5 + self._jitter() / 2)
-                    if self._clock() + wait >= end:
-                        raise ServerUnreachable(
-                            f"no answer within {self._deadline:g} s; the last try: {later.why}",
-                            problem=later.problem,
-                        ) from later
-                self._sleep(wait)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+            server = Patience(
+                connection,
+                deadline=self._deadline,
+                clock=self._clock,
+                sleep=self._sleep,
+                jitter=self._jitter,
+            )
+            return server.persist(lambda: self._attempt(server, keys, app_document, app))
 
     def _attempt(
         self,
-        connection: Connection,
-        end: float,
+        server: Patience,
         keys: Sequence[KeyRequest],
         app_document: bytes | None,
         app: AppClaim | None,
     ) -> Payload:
         """Go the whole way once: after a lost answer a challenge may be spent, so each try has its own."""
-        challenge = _read_challenge(self._post(connection, end, "/v1/challenges", {}, expected=201))
+        challenge = _read_challenge(server.post("/v1/challenges", {}, expected=201))
         recipient = RecipientKey.generate(self._suite)
         request = build_request(challenge, recipient, keys, app)
         evidence = self._source.evidence(request.report_data)
         report = read_report(evidence, request.report_data)
         known = None if app is None else app.app_id
         if app_document is not None:
-            known = check_app_document(app_document, report, self._identity).app_id
+            bound = check_app_document(app_document, report)
+            self._check_kms_of(bound, server)
+            known = bound.app_id
             evidence["app_document"] = b64url(app_document)
-        answer = self._post(
-            connection,
-            end,
-            "/v1/releases",
-            {"request": b64url(request.raw), "evidence": evidence},
-            expected=200,
+        answer = server.post(
+            "/v1/releases", {"request": b64url(request.raw), "evidence": evidence}, expected=200
         )
-        return self._open(answer, recipient, request, known)
+        return self._open(answer, server, recipient, request, known)
 
-    def _post(
-        self, connection: Connection, end: float, path: str, document: dict[str, JsonValue], *, expected: int
-    ) -> Answer:
-        try:
-            answer = connection.post(path, document, remaining=lambda: end - self._clock())
-        except NoAnswer as error:
-            raise _Later(str(error)) from error
-        if answer.status == expected:
-            return answer
-        problem = answer.problem()
-        if answer.status in _TRY_AGAIN:
-            why = f"{problem.status} {problem.code}"
-            raise _Later(why, wait=answer.retry_after or 0, problem=problem)
-        raise Refused(problem)
+    def _check_kms_of(self, document: AppIdentity, server: Patience) -> None:
+        """Refuse an app document for another KMS than the pinned one, whichever generation it names."""
+        named, pinned = document.kms_identity, self._identity
+        if named is None or pinned is None or named == pinned:
+            return
+        hand_overs = fetch_hand_overs(server)
+        if not (leads(pinned, hand_overs, named) or leads(named, hand_overs, pinned)):
+            raise AppDocumentRefused("the app document names another KMS", reason="kms-identity-differs")
 
     def _open(
-        self, answer: Answer, recipient: RecipientKey, request: ReleaseRequest, known: AppId | None
+        self,
+        answer: Answer,
+        server: Patience,
+        recipient: RecipientKey,
+        request: ReleaseRequest,
+        known: AppId | None,
     ) -> Payload:
         """Open an answer and check everything that binds it to what was asked."""
         try:
@@ -186,11 +167,7 @@ class KeyClient:
         if suite != recipient.suite:
             raise AnswerRejected("sealed with another suite than asked", reason="suite-mismatch")
         try:
-            payload = open_envelope(
-                recipient.open(sealed, request.digest),
-                pinned_identity=self._identity,
-                request_sha512=request.digest,
-            )
+            payload = self._verify(recipient.open(sealed, request.digest), server, request)
         except (CannotOpen, EnvelopeRejected) as error:
             raise AnswerRejected(error.detail, reason=error.reason) from None
         if payload.release_id != release_id:
@@ -204,6 +181,18 @@ class KeyClient:
         ):
             raise AnswerRejected("other keys than those asked for", reason="keys-mismatch")
         return payload
+
+    def _verify(self, envelope: bytes, server: Patience, request: ReleaseRequest) -> Payload:
+        """Open an envelope of the pinned KMS, or of an identity that the pinned one handed over to."""
+        pinned, digest = self._identity, request.digest
+        try:
+            return open_envelope(envelope, pinned_identity=pinned, request_sha512=digest)
+        except EnvelopeRejected as error:
+            if pinned is None or error.reason != "identity-mismatch":
+                raise
+        signer = Signed.read(Fields(parse(envelope), "envelope")).identity
+        follow_identity(server, pinned, signer)
+        return open_envelope(envelope, pinned_identity=signer, request_sha512=digest)
 
 
 def _read_challenge(answer: Answer) -> bytes:

@@ -43,15 +43,14 @@ def read_report(evidence: dict[str, JsonValue], report_data: bytes) -> Report:
     return report
 
 
-def check_app_document(document: bytes, report: Report, pinned_identity: bytes | None) -> AppIdentity:
+def check_app_document(document: bytes, report: Report) -> AppIdentity:
     """Give the identity that the document states, if this machine was launched for it.
 
     This is what `enforces: [host-data]` in an image means: the measured image runs nothing but the workload
     of a document that HOST_DATA commits to. The host chooses both, and can pair a report with any document.
 
     Raises:
-        AppDocumentRefused: HOST_DATA does not commit to these bytes, they cannot be read, or they name
-            another KMS than the pinned one.
+        AppDocumentRefused: HOST_DATA does not commit to these bytes, or they cannot be read.
 
     """
     try:
@@ -62,7 +61,4 @@ def check_app_document(document: bytes, report: Report, pinned_identity: bytes |
         raise AppDocumentRefused(
             "HOST_DATA of this machine does not commit to the app document", reason="host-data-mismatch"
         )
-    named = identity.kms_identity
-    if named is not None and pinned_identity is not None and named != pinned_identity:
-        raise AppDocumentRefused("the app document names another KMS", reason="kms-identity-differs")
     return identity

@@ -99,6 +99,10 @@ class Connection:
     ) -> None:
         self._client.__exit__(kind, value, traceback)
 
+    def get(self, path: str, *, remaining: Callable[[], float]) -> Answer:
+        """Get what is published. `remaining` and the errors are those of `post`."""
+        return self._exchange("GET", path, None, remaining)
+
     def post(self, path: str, document: Mapping[str, JsonValue], *, remaining: Callable[[], float]) -> Answer:
         """Post a JSON document. `remaining` gives the seconds left for all of it.
 
@@ -108,11 +112,16 @@ class Connection:
             AnswerRejected: the answer is larger than `MAX_ANSWER`.
 
         """
+        return self._exchange("POST", path, document, remaining)
+
+    def _exchange(
+        self, method: str, path: str, document: Mapping[str, JsonValue] | None, remaining: Callable[[], float]
+    ) -> Answer:
         timeout = min(self._timeout, remaining())
         if timeout <= 0:
             raise NoAnswer("no time remains")
         try:
-            with self._client.stream("POST", path, json=document, timeout=timeout) as response:
+            with self._client.stream(method, path, json=document, timeout=timeout) as response:
                 body = bytearray()
                 for part in response.iter_raw():
                     body += part

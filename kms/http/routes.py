@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -10,27 +9,26 @@ from fastapi.responses import JSONResponse
 
 from kms import __version__
 from kms.desk import Refused, ReleaseDesk, Submission
-from kms.encoding import b64url
+from kms.encoding import b64url, whole_seconds
 from kms.errors import MalformedRequest
+from kms.http.app_routes import app_routes
+from kms.http.ca_routes import ca_routes
 from kms.http.limits import MAX_BODY, InFlight, read_body
 from kms.http.problems import problem
 from kms.http.schemas import (
     ChallengeAnswer,
     IdentityAnswer,
-    ProblemBody,
     ReadyAnswer,
     ReleaseAnswer,
+    problem_responses,
 )
+from kms.publishing import PublishedKeys
 from kms.release import issue_challenge, release
 from kms.strict_json import Fields, JsonError, parse
 
 _log = structlog.get_logger("kms.release")
 
 _NO_STORE = {"Cache-Control": "no-store"}
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemBody, "description": "RFC 9457 problem document"}
-    for status in (400, 403, 409, 410, 413, 415, 429, 503)
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +43,15 @@ def guest_routes(
 ) -> APIRouter:
     """Make the routes that a guest or anybody may ask."""
     router = APIRouter()
+    published = PublishedKeys(desk)
+    router.include_router(app_routes(published))
+    router.include_router(ca_routes(published, desk.apps_ca))
 
     @router.post(
         "/v1/challenges",
         status_code=201,
         response_model=ChallengeAnswer,
-        responses={status: _PROBLEMS[status] for status in (429, 503)},
+        responses=problem_responses(429, 503),
         summary="Get a challenge",
         description="Any body is ignored. The server keeps nothing of a challenge until it is spent.",
     )
@@ -58,14 +59,14 @@ def guest_routes(
         challenge = issue_challenge(desk)
         body = {
             "challenge": b64url(challenge.raw),
-            "expires_at": challenge.expires_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "expires_at": whole_seconds(challenge.expires_at),
         }
         return JSONResponse(body, 201, headers=_NO_STORE)
 
     @router.post(
         "/v1/releases",
         response_model=ReleaseAnswer,
-        responses=_PROBLEMS,
+        responses=problem_responses(400, 403, 409, 410, 413, 415, 429, 503),
         summary="Prove what you are and get your keys",
         openapi_extra={
             "requestBody": {
@@ -93,13 +94,19 @@ def guest_routes(
         }
         return JSONResponse(answer, headers=_NO_STORE)
 
-    @router.get("/v1/identity", response_model=IdentityAnswer, summary="Who this KMS is")
+    @router.get(
+        "/v1/identity",
+        response_model=IdentityAnswer,
+        responses=problem_responses(429, 503),
+        summary="Who this KMS is",
+    )
     async def identity() -> Response:
+        epochs = await desk.epochs.epochs()
         body = {
             "identity": b64url(desk.identity.public_key),
-            "previous": [],
+            "previous": [each.to_json() for each in desk.hand_overs],
             "tls_ca": tls_ca,
-            "epochs": list(await desk.root_key.epochs()),
+            "epochs": list(epochs.available(desk.clock())),
             "version": __version__,
             "development": desk.development,
         }
@@ -112,7 +119,7 @@ def guest_routes(
     @router.get(
         "/readyz",
         response_model=ReadyAnswer,
-        responses={503: _PROBLEMS[503]},
+        responses=problem_responses(503),
         summary="The server can release keys, or the named reasons why not",
     )
     async def readyz(request: Request) -> Response:

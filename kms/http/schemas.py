@@ -77,11 +77,11 @@ class IdentityAnswer(Shape):
     """Who this KMS is."""
 
     identity: str = Field(description="Ed25519 public key, base64url, 32 bytes")
-    previous: list[SignedBody] = Field(description="signed hand-overs from earlier identities")
+    previous: list[SignedBody] = Field(description="identities' words for their successors, oldest first")
     tls_ca: str | None = Field(
         description="PEM of the server's own local CA, null when the operator brings a certificate"
     )
-    epochs: list[int]
+    epochs: list[int] = Field(description="those whose keys are given, oldest first; the last is current")
     version: str
     development: bool
 
@@ -102,3 +102,8 @@ class ProblemBody(Shape):
     code: str
     request_id: str
     reasons: list[str] | None = None
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe the problem documents that a route of guests may answer with."""
+    return {status: {"model": ProblemBody, "description": "RFC 9457 problem document"} for status in statuses}

@@ -12,6 +12,14 @@ from kms.strict_json import Fields
 MAX_PAYLOAD = 1 << 20  # bytes; what this KMS sends is far below
 
 
+def read_public_key(fields: Fields, name: str) -> bytes:
+    """Read a raw Ed25519 or X25519 public key, 32 bytes; anything else raises the fields' error."""
+    key = fields.base64(name, at_most=PUBLIC_KEY_LENGTH)
+    if len(key) != PUBLIC_KEY_LENGTH:
+        fields.fail(f"`{name}` must have {PUBLIC_KEY_LENGTH} bytes")
+    return key
+
+
 @dataclass(frozen=True, slots=True)
 class Signed:
     """`payload` bytes as signed, the 64-byte `signature`, and the 32-byte `identity` that claims it.

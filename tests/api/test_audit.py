@@ -10,12 +10,14 @@ from datetime import datetime
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import structlog
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import OperationalError
 
+from kms import app_keys as app_keys_module
 from kms import release as release_module
 from kms.database import decisions as decisions_module
 from kms.desk import ReleaseDesk
@@ -214,7 +216,7 @@ async def secrets_of(world: World) -> list[bytes]:
         await root.prf(FOUNDING_EPOCH, app_message(AppId.from_hex(APP_ID))),
         await root.prf(FOUNDING_EPOCH, challenge_message()),
     ]
-    return [ROOT, *derived, *(key.value for key in payload.keys)]
+    return [ROOT, *derived, *(key.secret for key in payload.keys)]
 
 
 class TestNoSecretStays:
@@ -246,9 +248,22 @@ class TestNoSecretStays:
                 assert spelling not in files
                 assert spelling not in logged
 
-    @pytest.mark.parametrize("place", ["derive", "build_envelope", "seal", "make_receipt"])
+    @pytest.mark.parametrize(
+        ("module", "place"),
+        [
+            (app_keys_module, "derive"),
+            (release_module, "build_envelope"),
+            (release_module, "seal"),
+            (release_module, "make_receipt"),
+        ],
+    )
     async def test_not_in_the_log_of_a_failure_of_our_own(
-        self, world: World, logs: StringIO, monkeypatch: pytest.MonkeyPatch, place: str
+        self,
+        world: World,
+        logs: StringIO,
+        monkeypatch: pytest.MonkeyPatch,
+        module: ModuleType,
+        place: str,
     ) -> None:
         """The trace of a bug on the way of the keys names places, not what stood in the variables there."""
 
@@ -256,7 +271,7 @@ class TestNoSecretStays:
             raise RuntimeError("a bug")
 
         secrets = await secrets_of(world)
-        monkeypatch.setattr(release_module, place, fail)
+        monkeypatch.setattr(module, place, fail)
         assert (await world.ask()).status == 500
         # Log lines are JSON, which doubles the backslashes of a repr.
         logged = logs.getvalue().replace("\\\\", "\\").encode()

@@ -71,8 +71,8 @@ def work(world: World, actions: MemoryActions | None = None) -> RecordAdministra
         journal=journal(actions or MemoryActions()),
         clock=desk.clock,
         beside=asyncio.to_thread,
-        epochs=desk.root_key.epochs,
-        kms_identity=desk.identity.public_key,
+        epochs=desk.epochs,
+        kms_identities=desk.identities,
         development=desk.development,
     )
 

@@ -939,7 +939,7 @@ class TestLesson29:
         key = RecipientKey.generate(suite)
         request = await world.request(key)
         answer = await world.post(request, world.machine.evidence(report_data(request)))
-        value = open_answer(answer, key, request, world.desk.identity.public_key).keys[0].value
+        value = open_answer(answer, key, request, world.desk.identity.public_key).keys[0].secret
         for shown in (value.hex(), b64url(value)):
             assert shown not in answer.response.text
         assert value not in from_base64(answer.body["sealed"])

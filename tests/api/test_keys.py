@@ -9,10 +9,10 @@ import pytest
 from kms.desk import ReleaseDesk
 from kms.keys.released import ReleasedKey
 from kms.keys.root_messages import FOUNDING_EPOCH
-from kms.rootkey.file import FileRootKey
 from kms.simulator.chip import SimulatedChip, simulated_chip_id
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product
+from tests.roots import ROOT_SECRET, FixedEpochs, MemoryRoot
 from tests.world import (
     INSTANCE_ID,
     NOW,
@@ -41,7 +41,9 @@ async def fetch_one(world: World, key: dict[str, object]) -> ReleasedKey:
 
 def two_epochs(desk: ReleaseDesk) -> ReleaseDesk:
     """A root that was rotated once; its first epoch is the one that every other test has."""
-    return replace(desk, root_key=FileRootKey({FOUNDING_EPOCH: b"r" * 32, 2: b"s" * 32}))
+    return replace(
+        desk, root_key=MemoryRoot({FOUNDING_EPOCH: ROOT_SECRET, 2: b"s" * 32}), epochs=FixedEpochs(2)
+    )
 
 
 class TestScopes:
@@ -169,33 +171,13 @@ class TestEpochs:
         assert (await fetch_one(world, disk(epoch=1))).value == (await fetch_one(world, disk())).value
 
 
-class TestTls:
-    async def test_without_the_apps_tls(self, world: World) -> None:
-        answer = await world.ask(keys=[{"name": "tls", "scope": "app"}])
-        assert (answer.status, answer.code) == (403, "policy-denied")
-        assert answer.reasons == ["key-not-allowed", "key-unsupported"]
-
-    async def test_with_it_the_answer_is_a_recorded_no(self, world: World) -> None:
-        """This version makes no certificates. It says so as policy does: recorded, and spent."""
-        await world.apply_changed(
-            app={"keys": ["tls", "disk"], "tls": {"names": ["payments.internal"], "days": 7}}
-        )
-        answer = await world.ask(keys=[disk(), {"name": "tls", "scope": "app"}])
-        answer.check_refused(403, "policy-denied", "key-unsupported")
-        [record] = await world.records()
-        assert record.entry["outcome"] == "refused"
-        assert record.entry["reasons"] == ["key-unsupported"]
-        assert record.entry["release_id"] == answer.body["request_id"]
-        assert await world.spent() == 1
-
-
 class TestForms:
     async def test_keys_come_in_the_order_asked_for(self, world: World) -> None:
         names = ["custom:db/z", "env", "disk", "signing", "custom:db/a"]
         payload = await world.fetch(keys=[{"name": name, "scope": "app"} for name in names])
         assert [str(key.name) for key in payload.keys] == names
         for key in payload.keys:
-            assert len(key.value) == 32
+            assert len(key.secret) == 32
             assert (key.public_key is not None) is (str(key.name) in {"env", "signing"})
 
     async def test_thirty_two_keys(self, world: World) -> None:

@@ -18,13 +18,6 @@ REVOKED_SERIAL = 0x29999  # of an ASK for Genoa that its ARK revoked
 Settings = dict[str, str]
 
 
-# The protocol asks for these, and this version does not have them. Strict: a feature that comes to work makes
-# its tests fail here until its lines are removed.
-NOT_YET = {
-    "no env-key route": ("test_release.py::test_the_published_env_key_is_the_released_one",),
-    "no tls keys": ("test_release.py::test_the_tls_key_has_a_certificate_for_the_allowed_names_only",),
-}
-
 ALONE = {"test_kill.py", "test_start.py"}  # they start servers of their own
 
 
@@ -36,9 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             group = "conformance-processes" if item.path.name in ALONE else "conformance"
             item.add_marker(pytest.mark.xdist_group(group))
             item.add_marker(pytest.mark.enable_socket)
-            for feature, names in NOT_YET.items():
-                if any(item.nodeid.removeprefix("tests/conformance/").startswith(name) for name in names):
-                    item.add_marker(pytest.mark.xfail(strict=True, reason=feature))
 
 
 @pytest.fixture(scope="session")

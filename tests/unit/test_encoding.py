@@ -1,10 +1,11 @@
 import base64
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kms.encoding import b64url, from_base64, from_hex
+from kms.encoding import b64url, from_base64, from_hex, from_whole_seconds, whole_seconds
 
 
 @given(st.binary(max_size=200))
@@ -50,3 +51,29 @@ def test_hex_is_lowercase_and_whole(text: str) -> None:
 @given(st.binary(max_size=100))
 def test_hex_round_trips(data: bytes) -> None:
     assert from_hex(data.hex()) == data
+
+
+def test_times_are_whole_seconds_of_utc() -> None:
+    moment = datetime(2026, 11, 22, 13, 0, 0, 999_999, timezone(timedelta(hours=1)))
+    assert whole_seconds(moment) == "2026-11-22T12:00:00Z"
+    assert from_whole_seconds("2026-11-22T12:00:00Z") == datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2026-11-22",
+        "2026-11-22T12:00:00",
+        "2026-11-22T12:00:00.0Z",
+        "2026-11-22T12:00:00+00:00",
+        "2026-1-22T12:00:00Z",
+        "2026-11-22t12:00:00z",
+        "2026-02-30T12:00:00Z",
+        " 2026-11-22T12:00:00Z",
+        "0001-01-01T00:00:00Z",
+    ],
+)
+def test_a_time_in_another_spelling(text: str) -> None:
+    with pytest.raises(ValueError, match="^not a time as in 2026-11-22T12:00:00Z$"):
+        from_whole_seconds(text)

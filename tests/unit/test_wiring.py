@@ -28,7 +28,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def built(environment: dict[str, str]) -> AbstractAsyncContextManager[Kms]:
-    return open_kms(load_settings(None, environment)[0])
+    return open_kms(load_settings(None, environment)[0], asyncio.Event())
 
 
 @pytest.fixture

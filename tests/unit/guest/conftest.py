@@ -8,16 +8,20 @@ from hashlib import sha256
 
 import httpx2
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from kms.encoding import b64url, from_base64
 from kms.guest.client import KeyClient
 from kms.guest.evidence import EvidenceSource
 from kms.identifiers import AppId
+from kms.keys.env_key import env_key_text
 from kms.keys.envelope import build_envelope
 from kms.keys.identity import Identity
-from kms.keys.names import KeyRequest
+from kms.keys.names import KeyKind, KeyRequest
 from kms.keys.released import ReleasedKey
 from kms.keys.sealing import Suite, seal
+from kms.keys.signed import Signed
+from kms.labels import ENV_KEY
 from kms.request import ReleaseRequest, parse_request
 from kms.simulator.chip import SimulatedChip, simulated_chip_id
 from kms.simulator.firmware import build_firmware
@@ -30,6 +34,7 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 APP_ID = AppId(b"\xa1" * 20)
 OTHER_APP_ID = AppId(b"\xa2" * 20)
 DISK = KeyRequest.parse("disk", "app")
+ENV_EPOCH = 3
 
 
 def app_document(**members: object) -> bytes:
@@ -56,6 +61,10 @@ class FakeKms:
     requests: list[ReleaseRequest] = field(default_factory=list)
     evidence: list[dict[str, object]] = field(default_factory=list)
     challenges: int = 0
+    hand_overs: tuple[Signed, ...] = ()
+    env_keys: list[httpx2.URL] = field(default_factory=list)
+    env_private: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate)
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
     keys_of: Callable[[ReleaseRequest], Sequence[KeyRequest]] = lambda request: request.ask.keys
     edit: Callable[[dict[str, object]], dict[str, object]] = lambda answer: answer
     digest_of: Callable[[ReleaseRequest], bytes] = lambda request: request.digest
@@ -73,6 +82,16 @@ class FakeKms:
             self.challenges += 1
             challenge = b64url(bytes([self.challenges]) * 57)
             return httpx2.Response(201, json={"challenge": challenge, "expires_at": "2026-11-21T12:05:00Z"})
+        if request.url.path == "/v1/identity":
+            answer = {"identity": b64url((self.signer or self.identity).public_key), "tls_ca": None}
+            return httpx2.Response(
+                200, json=answer | {"previous": [each.to_json() for each in self.hand_overs]}
+            )
+        if request.url.path == f"/v1/apps/{APP_ID.hex()}/env-key":
+            self.env_keys.append(request.url)
+            return httpx2.Response(200, json=self.edit({**self.env_key().to_json()}))
+        if request.method == "GET":
+            return problem(404, "not-found")(request)
         body = json.loads(request.content)
         asked = parse_request(from_base64(body["request"]))
         report = Report.parse(from_base64(body["evidence"]["report"]))
@@ -81,11 +100,13 @@ class FakeKms:
         self.evidence.append(body["evidence"])
         return httpx2.Response(200, json=self.edit(self.release(asked)))
 
+    def env_key(self) -> Signed:
+        public_key = self.env_private.public_key().public_bytes_raw()
+        text = env_key_text(self.app_id, ENV_EPOCH, public_key, self.now())
+        return Signed.by(self.signer or self.identity, ENV_KEY, text)
+
     def release(self, asked: ReleaseRequest) -> dict[str, object]:
-        keys = [
-            ReleasedKey(name=key.name, scope=key.scope, epoch=key.epoch or 1, value=value_of(key))
-            for key in self.keys_of(asked)
-        ]
+        keys = [self.released(key) for key in self.keys_of(asked)]
         envelope = build_envelope(
             self.signer or self.identity,
             release_id="r1",
@@ -95,6 +116,15 @@ class FakeKms:
         )
         sealed = seal(asked.recipient, envelope, asked.digest)
         return {"release_id": "r1", "suite": asked.recipient.suite.value, "sealed": b64url(sealed)}
+
+    def released(self, key: KeyRequest) -> ReleasedKey:
+        value, public_key = value_of(key), None
+        if key.name.kind is KeyKind.ENV:
+            value = self.env_private.private_bytes_raw()
+            public_key = self.env_private.public_key().public_bytes_raw()
+        return ReleasedKey(
+            name=key.name, scope=key.scope, epoch=key.epoch or 1, value=value, public_key=public_key
+        )
 
 
 def value_of(key: KeyRequest) -> bytes:
@@ -107,6 +137,14 @@ def problem(
     body = {"type": "urn:x", "title": "x", "status": status, "code": code, "request_id": "q1"}
     headers = {} if retry_after is None else {"Retry-After": retry_after}
     return lambda _: httpx2.Response(status, json=body | {"reasons": list(reasons)}, headers=headers)
+
+
+def answer_then(kms: FakeKms, request: httpx2.Request) -> httpx2.Response:
+    """Answer one request of a script as the server does."""
+    rest, kms.script = kms.script, []
+    response = kms.answer(request)
+    kms.script = rest
+    return response
 
 
 @dataclass

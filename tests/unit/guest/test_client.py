@@ -37,6 +37,7 @@ from tests.unit.guest.conftest import (
     OTHER_APP_ID,
     FakeKms,
     FakeTime,
+    answer_then,
     app_document,
     make_client,
     problem,
@@ -337,14 +338,6 @@ class TestTryingAgain:
         with pytest.raises(Refused) as error:
             client.fetch([DISK])
         assert error.value.problem == Problem(status=403, code="unknown", reasons=("ok",))
-
-
-def answer_then(kms: FakeKms, request: httpx2.Request) -> httpx2.Response:
-    """Answer one request of a script as the server does."""
-    rest, kms.script = kms.script, []
-    response = kms.answer(request)
-    kms.script = rest
-    return response
 
 
 class TestBeforeItAsks:
