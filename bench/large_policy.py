@@ -25,7 +25,7 @@ ASK: Final = Ask((KeyRequest.parse("disk", "app"),))
 CONTEXT: Final = Context(
     now=NOW,
     development=False,
-    kms_identity=bytes(32),
+    kms_identities=frozenset(),
     document_kms_identity=None,
     enforces=frozenset({Binding.HOST_DATA}),
 )

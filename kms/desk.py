@@ -8,9 +8,11 @@ from typing import Final
 from kms.authenticity import Authenticator
 from kms.boot_info import BootInfo
 from kms.checks import Check
+from kms.keys.apps_ca import AppsCa
 from kms.keys.identity import Identity
+from kms.keys.signed import Signed
 from kms.ledger.budget import StrangerBudget
-from kms.ports import Clock, Decisions, Policies, Randomness, RootKey
+from kms.ports import Clock, Decisions, Epochs, ForeignRoots, Policies, Randomness, RootKey
 from kms.snp.advisories import Advisories
 from kms.strict_json import JsonValue
 
@@ -56,7 +58,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseDesk:
-    """Everything that a release needs, joined by `kms.wiring`."""
+    """Everything that a release needs, joined by `kms.wiring`.
+
+    `identity` is the one in use; `former_identities` are the public keys (32 bytes) of those before it, which
+    guests may still name, and `hand_overs` their words for the ones that followed, oldest first.
+    """
 
     clock: Clock
     randomness: Randomness
@@ -65,8 +71,18 @@ class ReleaseDesk:
     policies: Policies
     decisions: Decisions
     root_key: RootKey
+    epochs: Epochs
+    apps_ca: AppsCa = field(repr=False)
+    foreign: ForeignRoots
     identity: Identity
+    hand_overs: tuple[Signed, ...] = ()
+    former_identities: frozenset[bytes] = frozenset()
     challenge_key: bytes = field(repr=False)
     challenge_lifetime: timedelta
     development: bool
     stranger_budget: StrangerBudget = field(default_factory=lambda: StrangerBudget(STRANGERS_PER_MINUTE))
+
+    @property
+    def identities(self) -> frozenset[bytes]:
+        """The public keys of every generation of the identity: app documents may name any of them."""
+        return self.former_identities | {self.identity.public_key}

@@ -21,14 +21,14 @@ from kms.snp.report import Report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circumstances:
-    """What a judgement depends on beside evidence and policy: clock, mode, and this KMS's public key.
+    """What a judgement depends on beside evidence and policy: clock, mode, and this KMS's public keys.
 
     `advisories` are AMD's bulletins as this KMS knows them.
     """
 
     now: datetime
     development: bool
-    kms_identity: bytes
+    kms_identities: frozenset[bytes]
     advisories: Advisories
 
 
@@ -116,7 +116,7 @@ def context_of(circumstances: Circumstances, launch: MatchedLaunch, document: Ap
     return Context(
         now=circumstances.now,
         development=circumstances.development,
-        kms_identity=circumstances.kms_identity,
+        kms_identities=circumstances.kms_identities,
         document_kms_identity=None if document is None else document.kms_identity,
         document_app=None if document is None else (document.app_id, document.compose_hash),
         enforces=launch.enforces,

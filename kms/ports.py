@@ -8,6 +8,8 @@ from typing import Protocol
 
 from kms.evidence.launch import Launch, NamedApp
 from kms.identifiers import ChipId, Measurement
+from kms.keys.dstack import DstackRoots
+from kms.keys.epochs import EpochTable
 from kms.ledger.entries import DecisionEntry
 from kms.measurement.images import LaunchHint
 from kms.policy.compiled import Policy
@@ -53,8 +55,35 @@ class RootKey(Protocol):
         """
         ...
 
-    async def epochs(self) -> tuple[int, ...]:
-        """Give the epochs that exist, oldest first; never empty, and the last one is the newest."""
+    async def check(self) -> None:
+        """Ask whether the root can be used now. Raises `RootKeyUnavailable`: its reason says why not."""
+        ...
+
+
+class Epochs(Protocol):
+    """Which epochs there are, and which of them may be used."""
+
+    async def epochs(self) -> EpochTable:
+        """Give what the database says now; it is authentic.
+
+        Raises:
+            LedgerUnavailable: it did not answer; or reason ``epochs-untrusted``: what it says was not written
+                by a KMS, or is older than what this server has used.
+
+        """
+        ...
+
+
+class ForeignRoots(Protocol):
+    """The roots of other KMSs that operators imported, so that their apps could move here."""
+
+    async def dstack(self) -> DstackRoots | None:
+        """Give the imported roots of a dstack KMS; None where there are none.
+
+        Raises:
+            LedgerUnavailable: the database did not answer, or what it holds was not written by this KMS.
+
+        """
         ...
 
 

@@ -15,7 +15,8 @@ from kms.http.tls import ask_for_certificates, certificate_names, server_context
 from kms.oidc import Issuer
 from kms.policy.trust import PolicyTrust
 from kms.policy_folder.watching import Files, read_policy
-from kms.rootkey import check_uri
+from kms.root_access import root_access
+from kms.rootkey import RootAccess, check_uri
 from kms.settings import Settings
 from kms.snp.roots import TrustedRoots
 from kms.trust import load_roots
@@ -35,6 +36,7 @@ class Checked:
 
     database_url: str
     root_key_uri: str
+    root_access: RootAccess
     roots: TrustedRoots
     policy_files: Files | None
     trust: PolicyTrust | None
@@ -55,7 +57,8 @@ def check_settings(settings: Settings, *, serving: bool) -> Checked:
     """
     _refuse_unbuilt(settings)
     root_key_uri = settings.root_key or f"file:{settings.data_dir / _ROOT_KEY_FILE}"
-    check_uri(root_key_uri)
+    access = root_access(settings)
+    check_uri(root_key_uri, access)
     certificate_names(settings.tls_names)
     policy_files = None
     if serving and settings.policy_dir is not None:
@@ -63,6 +66,7 @@ def check_settings(settings: Settings, *, serving: bool) -> Checked:
     return Checked(
         database_url=checked_database_url(settings),
         root_key_uri=root_key_uri,
+        root_access=access,
         roots=load_roots(settings.development_roots),
         policy_files=policy_files,
         trust=policy_trust(settings),

@@ -43,7 +43,7 @@ class NotReady:
         except LedgerUnavailable:
             reasons.append("database-unavailable")
         try:
-            await self.root_key.epochs()
+            await self.root_key.check()
         except RootKeyUnavailable as error:
             reasons.append(error.reason)
         return tuple(reasons)

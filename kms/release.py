@@ -9,7 +9,6 @@ sealed keys. A refusal is a value that carries every reason of the first failing
 unavailable dependencies are exceptions (`kms.errors`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Final
 
 import rfc8785
 
+from kms.app_keys import EPOCH_UNAVAILABLE, choose_epochs, derive_keys
 from kms.authenticity import NotSought
 from kms.boot_info import BootInfo, build_boot_info
 from kms.checks import Check, failures
@@ -35,22 +35,18 @@ from kms.judgement import (
     name_app,
 )
 from kms.keys import challenge as challenges
+from kms.keys.certificates import IssuedCertificate
 from kms.keys.challenge import NONCE_LENGTH, Challenge
-from kms.keys.derivation import derive
 from kms.keys.envelope import build_envelope
 from kms.keys.identity import Identity
-from kms.keys.names import KeyRequest
-from kms.keys.released import ReleasedKey
-from kms.keys.root_messages import app_message
 from kms.keys.sealing import seal
 from kms.keys.signed import Signed
 from kms.labels import RECEIPT
 from kms.ledger.entries import REFUSED, RELEASED, SALT_LENGTH, DecisionEntry, entry_digest, timestamp
 from kms.plausibility import judge_claims
-from kms.policy.decision import Allowed, Denied, decide
+from kms.policy.decision import Denied, decide
 from kms.ports import PolicyMoved
 from kms.request import ReleaseRequest, parse_request
-from kms.snp.flags import Signer
 from kms.snp.product import Product
 from kms.snp.verify import Unverified, VerifiedReport, check_report_data
 from kms.strict_json import JsonValue
@@ -58,7 +54,6 @@ from kms.strict_json import JsonValue
 EVIDENCE_UNTRUSTED: Final = "evidence-untrusted"
 MEASUREMENT_UNKNOWN: Final = "measurement-unknown"
 POLICY_DENIED: Final = "policy-denied"
-EPOCH_UNAVAILABLE: Final = "epoch-unavailable"
 
 # How often a decision is made again because the policy changed under it, before the guest is asked to
 # come back: each round is a whole policy change, so more than a few mean something else is wrong.
@@ -160,7 +155,7 @@ async def _judge(
     circumstances = Circumstances(
         now=case.now,
         development=desk.development,
-        kms_identity=desk.identity.public_key,
+        kms_identities=desk.identities,
         advisories=desk.advisories,
     )
     decision = decide(active.policy, boot_info, request.ask, context_of(circumstances, launch, document))
@@ -168,13 +163,14 @@ async def _judge(
     if isinstance(decision, Denied):
         return await refuse(POLICY_DENIED, checks, boot_info=boot_info)
 
-    # (7) Epochs: the app's pinned one or the newest, unless the guest asks for another that exists.
-    epochs, epoch_check = choose_epochs(decision, await desk.root_key.epochs())
+    # (7) Epochs: the app's pinned one or the current, unless the guest asks for another that is not retired.
+    table = await desk.epochs.epochs()
+    epochs, epoch_check = choose_epochs(decision, table.available(case.now))
     if not epoch_check.passed:
         return await refuse(EPOCH_UNAVAILABLE, (*checks, epoch_check), boot_info=boot_info)
 
     # (8) Derive and seal; nothing leaves yet.
-    keys = await derive_keys(desk, decision, epochs)
+    keys = await derive_keys(desk, decision, epochs, case.now)
     envelope = build_envelope(
         desk.identity,
         release_id=case.submission.release_id,
@@ -193,6 +189,7 @@ async def _judge(
         boot_info=boot_info,
         revision=decision.revision,
         epochs=tuple(sorted(set(epochs.values()))),
+        certificates=tuple(key.issued for key in keys if key.issued is not None),
     )
     receipt = make_receipt(desk.identity, entry)
     await desk.decisions.record(entry, case.challenge.expires_at)
@@ -226,39 +223,6 @@ def bind_app_document(evidence: SnpEvidence, request: ReleaseRequest) -> tuple[A
     if document is None:
         return None, check_named(request.ask.app)
     return check_document(document, evidence.report)
-
-
-def choose_epochs(allowed: Allowed, existing: tuple[int, ...]) -> tuple[dict[KeyRequest, int], Check]:
-    """Choose the epoch of each key: as asked, else the app's pinned one, else the newest."""
-    default = existing[-1] if allowed.app.epoch is None else allowed.app.epoch
-    epochs = {key: default if key.epoch is None else key.epoch for key in allowed.ask.keys}
-    wrong = sorted(set(epochs.values()) - set(existing))
-    detail = f"asked for epochs {sorted(set(epochs.values()))}; there are {list(existing)}"
-    return epochs, Check.of("epoch", not wrong, detail, reason=EPOCH_UNAVAILABLE)
-
-
-async def derive_keys(
-    desk: ReleaseDesk, allowed: Allowed, epochs: Mapping[KeyRequest, int]
-) -> tuple[ReleasedKey, ...]:
-    """Derive the allowed keys: one question to the root for each epoch, expansion here."""
-    boot_info = allowed.boot_info
-    app_id = allowed.app.id
-    secrets = {
-        epoch: await desk.root_key.prf(epoch, app_message(app_id)) for epoch in sorted(set(epochs.values()))
-    }
-    return tuple(
-        derive(
-            secrets[epochs[key]],
-            key,
-            epochs[key],
-            app_id=app_id,
-            instance_id=boot_info.instance_id,
-            # A VLEK report's CHIP_ID is the host's word, not the key's.
-            chip_id=boot_info.chip_id if boot_info.signer is Signer.VCEK else None,
-            identity=desk.identity,
-        )
-        for key in allowed.ask.keys
-    )
 
 
 def make_receipt(identity: Identity, entry: DecisionEntry) -> dict[str, str]:
@@ -309,6 +273,7 @@ class _Case:
         boot_info: BootInfo | None = None,
         revision: str | None = None,
         epochs: tuple[int, ...] = (),
+        certificates: tuple[IssuedCertificate, ...] = (),
     ) -> DecisionEntry:
         return DecisionEntry(
             release_id=self.submission.release_id,
@@ -321,6 +286,7 @@ class _Case:
             document=self.document,
             ask=self.request.ask,
             epochs=epochs,
+            certificates=certificates,
             policy_revision=revision,
             challenge=self.challenge.raw if spend else None,
             client=self.submission.client,

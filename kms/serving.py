@@ -18,7 +18,7 @@ from kms.http.connections import Door
 from kms.http.guarded import GuardedServer
 from kms.http.problems import problem
 from kms.settings import Address, Settings
-from kms.wiring import Kms, new_id, open_kms
+from kms.wiring import Kms, ToldToStop, new_id, open_kms
 
 _log = structlog.get_logger("kms.start")
 
@@ -37,10 +37,10 @@ async def serve(settings: Settings) -> None:
         ConfigurationError: it cannot start; it says why and what to do.
 
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, contextlib.suppress(ToldToStop):
         listener = stack.enter_context(_bind(settings))
         told = stack.enter_context(_told_to_stop())
-        async with open_kms(settings) as kms:
+        async with open_kms(settings, told) as kms:
             if settings.development:
                 _log.warning(
                     "DEVELOPMENT MODE: roots that are not AMD's are trusted; never use this for real keys",

@@ -146,6 +146,26 @@ class Settings(BaseModel):
         default_factory=list, description="CLAIM-VALUE=ROLE, separated by commas"
     )
     root_key: str | None = Field(None, description="default: file:root-key.json in the data folder")
+    root_key_passphrase_file: str | None = Field(
+        None, description="encrypts a root key file: PATH, or credential:NAME of systemd"
+    )
+    vault_addr: str | None = Field(None, description="Vault or OpenBao, https://HOST:PORT")
+    vault_ca: Path | None = Field(None, description="PEM file of the only CAs to trust there")
+    vault_namespace: str | None = Field(None, description="Vault namespace")
+    vault_timeout: Duration = Field(timedelta(seconds=3), description="for each call to Vault")
+    vault_token_file: Path | None = Field(None, description="log in with the token in this file")
+    vault_role_id: str | None = Field(None, description="log in with AppRole, as this role id")
+    vault_secret_id_file: Path | None = Field(None, description="file with AppRole's secret id")
+    vault_kubernetes_role: str | None = Field(None, description="log in with Kubernetes, for this role")
+    vault_kubernetes_token_file: Path = Field(
+        Path("/var/run/secrets/kubernetes.io/serviceaccount/token"),
+        description="the service account's token",
+    )
+    vault_auth_mount: str | None = Field(
+        None, description="where the login method is mounted; default: approle or kubernetes"
+    )
+    recovery_keys: Path | None = Field(None, description="file of those who may get a backup of the root")
+    lock_memory: bool = Field(False, description="keep all memory from being swapped out")
     policy_dir: Path | None = Field(None, description="watched policy folder")
     policy_trust: Path | None = Field(None, description="operators' public keys and quorums")
     ledger_anchor: str | None = Field(

@@ -49,8 +49,8 @@ class Question:
     """What is asked about a report. Each optional part adds its checks.
 
     `claim` is what a request names, for a command line that binds the app, and `keys` what it asks for:
-    without any, keys are not judged. `hint` is what the guest says of its launch. `kms_identity` is the KMS's
-    public key (32 bytes): without it, an app document that names a KMS cannot pass a policy. `advisories` are
+    without any, keys are not judged. `hint` is what the guest says of its launch. `kms_identities` are the
+    KMS's public keys (32 bytes each): without them, an app document that names a KMS cannot pass a policy. `advisories` are
     AMD's bulletins that the report is assessed by.
     """
 
@@ -63,7 +63,7 @@ class Question:
     claim: AppClaim | None = None
     keys: tuple[KeyRequest, ...] = ()
     hint: LaunchHint = field(default_factory=LaunchHint)
-    kms_identity: bytes | None = None
+    kms_identities: frozenset[bytes] = frozenset()
 
     def app(self) -> NamedApp | None:
         """Give the app whose images come first, as a release does."""
@@ -121,7 +121,7 @@ def explain(
     circumstances = Circumstances(
         now=now,
         development=development,
-        kms_identity=question.kms_identity or b"",
+        kms_identities=question.kms_identities,
         advisories=question.advisories,
     )
     judged = _judge(

@@ -15,11 +15,11 @@ from kms.policy.history import ChangeKind
 from kms.policy.revision import Revision
 from kms.policy.trust import PolicyTrust
 from kms.policy_following import FollowedPolicies
-from kms.rootkey.file import FileRootKey
 from kms.wiring.core import PolicyParts, policy_parts
 from kms.wiring.stores import new_id
+from tests.roots import MemoryRoot
 
-ROOT = FileRootKey({FOUNDING_EPOCH: b"r" * 32})
+ROOT = MemoryRoot()
 
 
 async def open_parts(

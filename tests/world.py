@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kms.administration.authentication import Authentication
 from kms.administration.changing import PolicyChanger
 from kms.administration.office import Office
+from kms.anchor import FileAnchor
 from kms.authenticity import Authenticator
 from kms.database.collateral import CollateralDatabase
 from kms.database.decisions import DecisionStore
@@ -36,9 +37,7 @@ from kms.http.routes import Readiness
 from kms.kds.client import KdsClient
 from kms.kds.service import CollateralService
 from kms.keys.envelope import Payload, open_envelope
-from kms.keys.identity import Identity
 from kms.keys.opening import RecipientKey
-from kms.keys.root_messages import FOUNDING_EPOCH, challenge_message, identity_message
 from kms.keys.sealing import Suite
 from kms.measurement.launch import LaunchDescription, os_image_hash
 from kms.packaged import load_advisories, packaged_folder
@@ -56,6 +55,7 @@ from kms.snp.product import Product
 from kms.snp.revocation import Revocation, RevocationMode
 from kms.snp.roots import TrustedRoots
 from kms.wiring import new_id
+from kms.wiring.keys import key_parts
 from kms.wiring.office import build_office
 from tests.changer import ROOT, open_parts, put
 
@@ -347,6 +347,8 @@ async def open_world(
     def clock() -> datetime:
         return now[0]
 
+    anchor = FileAnchor(folder / "anchor.json")
+    keys = await key_parts(engine, ROOT, anchor=anchor, clock=clock)
     parts = await open_parts(engine, folder, clock, trust)
     followed = parts.followed
     decisions = DecisionStore(engine, clock)
@@ -369,14 +371,17 @@ async def open_world(
         policies=followed,
         decisions=decisions,
         root_key=ROOT,
-        identity=Identity.from_prf(await ROOT.prf(FOUNDING_EPOCH, identity_message(1))),
-        challenge_key=await ROOT.prf(FOUNDING_EPOCH, challenge_message()),
+        epochs=keys.register,
+        apps_ca=keys.apps_ca,
+        foreign=keys.foreign,
+        identity=keys.identity,
+        challenge_key=keys.challenge_key,
         challenge_lifetime=timedelta(seconds=300),
         development=development,
     )
     desk = change_desk(desk)
 
-    office = build_office(engine, parts, desk, followed)
+    office = build_office(engine, parts, desk, keys, followed)
 
     async def ready() -> tuple[str, ...]:
         return not_ready

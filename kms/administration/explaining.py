@@ -21,7 +21,8 @@ from kms.measurement.nearest import nearest_image
 from kms.policy.decision import Decision
 from kms.policy.rule_table import MEASUREMENT, WITHOUT_DOCUMENT
 from kms.policy.rules import Rules
-from kms.release import EPOCH_UNAVAILABLE, EVIDENCE_UNTRUSTED, MEASUREMENT_UNKNOWN, POLICY_DENIED
+from kms.app_keys import EPOCH_UNAVAILABLE
+from kms.release import EVIDENCE_UNTRUSTED, MEASUREMENT_UNKNOWN, POLICY_DENIED
 from kms.strict_json import JsonValue
 from kms.verification import Question, Verification, named_app
 

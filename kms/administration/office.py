@@ -146,6 +146,37 @@ class OperatorWork(Protocol):
         ...
 
 
+class KeyWork(Protocol):
+    """Epochs of the root, and the KMS identity; never a secret."""
+
+    async def keys(self, actor: Actor) -> Json:
+        """Give the epochs with their states, and the generations of the identity."""
+        ...
+
+    async def rotate(self, actor: Actor, *, at: datetime | None) -> Json:
+        """Make the next epoch, to be current now or from `at` on.
+
+        While an epoch waits for its time no further one is made: it gets this time.
+        """
+        ...
+
+    async def retire(self, actor: Actor, epoch: int, *, seen_within: timedelta, force: bool) -> Json:
+        """Give keys of an epoch to nobody any more.
+
+        Refused while a guest that was seen within that time never took a newer epoch, unless forced; and
+        always for the current one.
+        """
+        ...
+
+    async def rotation(self, actor: Actor, *, app: str | None, since: timedelta) -> Json:
+        """Say which epochs the guests of an app (hex), or of all, took since then."""
+        ...
+
+    async def rotate_identity(self, actor: Actor) -> Json:
+        """Make the next generation of the KMS identity; servers take it up when they start."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Office:
     """All of it, on this machine's database or on a server."""
@@ -154,3 +185,4 @@ class Office:
     records: RecordWork
     images: ImageWork
     operators: OperatorWork
+    keys: KeyWork

@@ -1,6 +1,6 @@
 """The record of releases and refusals for operators: lists, whole entries, explanations; and evidence."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -11,6 +11,7 @@ from kms.administration.beside import Beside
 from kms.administration.explaining import COLLATERAL, explain_evidence, explain_recorded
 from kms.administration.office import Json
 from kms.administration.permission import Journal
+from kms.app_keys import choose_epochs
 from kms.authenticity import Authenticator
 from kms.checks import Check
 from kms.errors import LedgerUnavailable, NotFound
@@ -25,8 +26,7 @@ from kms.policy.findings import PolicyInvalid
 from kms.policy.places import Written
 from kms.policy.revision import Revision
 from kms.policy.rules import Rules
-from kms.ports import Clock, Policies
-from kms.release import choose_epochs
+from kms.ports import Clock, Epochs, Policies
 from kms.request import parse_request
 from kms.snp.advisories import Advisories
 from kms.snp.verify import VerifiedReport
@@ -46,7 +46,7 @@ _NOTHING_IN_FORCE: Final = Revision.from_canonical(b"[]")  # it allows nobody
 class RecordAdministration:
     """Implements `kms.administration.office.RecordWork`.
 
-    `epochs` gives the epochs of the root that exist, and `kms_identity` is the public key (32 bytes): nothing
+    `epochs` gives the epochs of the root, and `kms_identities` are the KMS's public keys (32 bytes): nothing
     here can derive a key.
     """
 
@@ -58,8 +58,8 @@ class RecordAdministration:
     journal: Journal
     clock: Clock
     beside: Beside
-    epochs: Callable[[], Awaitable[tuple[int, ...]]]
-    kms_identity: bytes
+    epochs: Epochs
+    kms_identities: frozenset[bytes]
     development: bool
 
     async def releases(self, actor: Actor, wanted: RecordFilter, *, limit: int) -> Json:
@@ -109,7 +109,7 @@ class RecordAdministration:
             claim=None if asked is None else asked.ask.app,
             keys=() if asked is None else asked.ask.keys,
             hint=parsed.hint,
-            kms_identity=self.kms_identity,
+            kms_identities=self.kms_identities,
         )
         outcome, missing = await authenticate(
             self.authenticator,
@@ -129,7 +129,8 @@ class RecordAdministration:
         if missing is not None:
             checks = (Check.of(COLLATERAL, False, missing.detail, reason=missing.reason), *checks)
         if isinstance(verification.decision, Allowed):
-            _, epoch_check = choose_epochs(verification.decision, await self.epochs())
+            table = await self.epochs.epochs()
+            _, epoch_check = choose_epochs(verification.decision, table.available(now))
             checks = (*checks, epoch_check)
         rules = None if active is None else await self._rules(active.policy.revision)
         explained = await self.beside(

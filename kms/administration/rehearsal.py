@@ -25,7 +25,7 @@ class RecordRehearsal:
     policies: Policies
     clock: Clock
     development: bool
-    kms_identity: bytes
+    kms_identities: frozenset[bytes]
     advisories: Advisories
     beside: Beside
     pause: Callable[[], Awaitable[None]]
@@ -48,7 +48,7 @@ class RecordRehearsal:
             circumstances=Circumstances(
                 now=now,
                 development=self.development,
-                kms_identity=self.kms_identity,
+                kms_identities=self.kms_identities,
                 advisories=self.advisories,
             ),
             in_force=None if active is None else active.policy,

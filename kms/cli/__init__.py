@@ -65,6 +65,11 @@ COMMANDS = {
         "say who may operate the KMS, and see what they did",
         "kms operator add alice --role operator",
     ),
+    "keys": Command(
+        "kms.cli.keys",
+        "make, schedule and retire epochs of the keys, back their root up, import other roots",
+        "kms keys rotate",
+    ),
     "collateral": Command(
         "kms.cli.collateral",
         "keep AMD's certificates: fetch, import, export, verify, mirror",
@@ -80,6 +85,12 @@ COMMANDS = {
         "the guest's side: prove what this machine is and fetch its keys",
         "kms guest fetch --server https://kms:8443 --ca ca.pem --identity @kms.id --app-document app.json"
         " --key disk | cryptsetup open /dev/vdb data --key-file -",
+    ),
+    "env": Command(
+        "kms.cli.env",
+        "secrets for an app: its owner seals them, and only its guests open them",
+        "kms env seal --app 86e59625be93207bc2351c4d1bba20037cec8e16 --server https://kms:8443 --ca ca.pem"
+        " --identity @kms.id --out app.env.sealed app.env",
     ),
 }
 
@@ -129,9 +140,11 @@ def _run(argv: list[str]) -> int:
     if command is None:
         raise WrongUse("no such command; `kms --help` lists them")
     if not command.quiet:
+        from kms.hardening import keep_memory_private
         from kms.telemetry.logs import configure_logs_of_commands
 
         configure_logs_of_commands()
+        keep_memory_private()
     status: int = importlib.import_module(command.module).main(argv[1:])
     return status
 

@@ -57,7 +57,7 @@ class Show:
         for line in printed.splitlines():
             self._console.print(f"    [dim]│[/dim] {escape(line)}")
 
-    def key(self, name: str, algorithm: str, epoch: int, fingerprint: str) -> None:
+    def key(self, name: str, algorithm: str, epoch: int | None, fingerprint: str) -> None:
         """Show that a key arrived; never the key."""
         self._console.print(
             f"    [bold]{escape(f'{name:<18}')}[/bold] {algorithm:<13}  epoch {epoch}  "

@@ -134,7 +134,7 @@ def _fetch_again(show: Show, server: RunningServer, machine: SimulatedMachine, f
 
 def fingerprint(key: ReleasedKey) -> str:
     """Give a short name of a key's value; the value itself is never shown."""
-    return sha256(key.value).digest()[:_FINGERPRINT].hex()
+    return sha256(key.secret).digest()[:_FINGERPRINT].hex()
 
 
 def run_attacks(show: Show, attacker: Attacker) -> list[Outcome]:

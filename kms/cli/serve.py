@@ -19,10 +19,13 @@ def main(argv: list[str]) -> int:
         return OK
     import uvloop
 
+    from kms.hardening import lock_memory
     from kms.serving import serve
     from kms.telemetry.logs import configure_logs
 
     configure_logs(settings.log_level)
+    if settings.lock_memory:
+        lock_memory()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings))
     return OK

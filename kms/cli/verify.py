@@ -111,7 +111,9 @@ def _question(arguments: argparse.Namespace, settings: Settings, raw: bytes) -> 
         report_data=arguments.report_data,
         policy=_policy(arguments.policy, settings),
         claim=app_claim(arguments.app_id, arguments.compose_hash),
-        kms_identity=None if arguments.identity is None else read_identity(arguments.identity),
+        kms_identities=frozenset()
+        if arguments.identity is None
+        else frozenset({read_identity(arguments.identity)}),
     )
 
 

@@ -1,15 +1,18 @@
 """The only place that builds concrete objects: from settings to a server that can release keys."""
 
 from kms.wiring.core import collateral_service, revocation_rules
-from kms.wiring.office import open_office
-from kms.wiring.server import Kms, open_kms
+from kms.wiring.office import LocalKeys, open_key_stores, open_office
+from kms.wiring.server import Kms, ToldToStop, open_kms
 from kms.wiring.stores import Stores, new_id, open_stores, utc_now
 
 __all__ = [
     "Kms",
+    "LocalKeys",
     "Stores",
+    "ToldToStop",
     "collateral_service",
     "new_id",
+    "open_key_stores",
     "open_kms",
     "open_office",
     "open_stores",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -22,8 +22,6 @@ from kms.database.policy_store import PolicyStore
 from kms.desk import ReleaseDesk
 from kms.kds.client import KdsClient
 from kms.kds.service import CollateralService
-from kms.keys.identity import Identity
-from kms.keys.root_messages import FOUNDING_EPOCH, challenge_message, identity_message, rows_message
 from kms.keys.row_seal import RowSeal
 from kms.packaged import load_advisories
 from kms.policy.diff import Difference, differences
@@ -33,14 +31,13 @@ from kms.policy_authority import PolicyAuthority
 from kms.policy_following import FollowedPolicies
 from kms.ports import Clock
 from kms.preflight import Checked
-from kms.rootkey import open_checked_root
+from kms.rootkey import CheckedRoot, open_checked_root
 from kms.settings import Settings
 from kms.snp.revocation import Revocation, RevocationMode
 from kms.snp.roots import TrustedRoots
 from kms.start_lock import alone_in
-from kms.wiring.stores import Stores, keep_files_private, mode_of, new_id, open_stores_in, utc_now
-
-_IDENTITY_GENERATION: Final = 1
+from kms.wiring.keys import KeyParts, key_parts
+from kms.wiring.stores import Stores, keep_files_private, new_id, open_stores_in, utc_now
 
 T = TypeVar("T")
 
@@ -104,6 +101,8 @@ class Core:
     """What a server and an operator's command have in common, built and at rest."""
 
     stores: Stores
+    root: CheckedRoot
+    keys: KeyParts
     parts: PolicyParts
     decisions: DecisionStore
     collateral: CollateralService
@@ -120,18 +119,19 @@ async def build_core(settings: Settings, checked: Checked, stack: AsyncExitStack
     keep_files_private()
     async with alone_in(settings.data_dir):
         stores = await open_stores_in(checked.database_url, settings, stack)
-        root_key = await open_checked_root(
+        root = await open_checked_root(
             checked.root_key_uri,
             stores.installation,
-            mode=mode_of(settings),
+            checked.root_access,
             now=utc_now(),
             random=secrets.token_bytes,
         )
-    identity = Identity.from_prf(await root_key.prf(FOUNDING_EPOCH, identity_message(_IDENTITY_GENERATION)))
+        stack.push_async_callback(root.close)
+        keys = await key_parts(stores.engine, root, anchor=checked.anchor, clock=utc_now)
     parts = policy_parts(
         stores.engine,
-        seal=RowSeal(await root_key.prf(FOUNDING_EPOCH, rows_message())),
-        kms_identity=identity.public_key,
+        seal=keys.seal,
+        kms_identity=keys.founding_identity,
         trust=checked.trust,
         anchor=checked.anchor,
         clock=utc_now,
@@ -148,13 +148,26 @@ async def build_core(settings: Settings, checked: Checked, stack: AsyncExitStack
         advisories=load_advisories(),
         policies=parts.followed,
         decisions=decisions,
-        root_key=root_key,
-        identity=identity,
-        challenge_key=await root_key.prf(FOUNDING_EPOCH, challenge_message()),
+        root_key=keys.root,
+        epochs=keys.register,
+        apps_ca=keys.apps_ca,
+        foreign=keys.foreign,
+        identity=keys.identity,
+        hand_overs=keys.hand_overs,
+        former_identities=keys.former_identities,
+        challenge_key=keys.challenge_key,
         challenge_lifetime=settings.challenge_ttl,
         development=settings.development,
     )
-    return Core(stores=stores, parts=parts, decisions=decisions, collateral=collateral, desk=desk)
+    return Core(
+        stores=stores,
+        root=root,
+        keys=keys,
+        parts=parts,
+        decisions=decisions,
+        collateral=collateral,
+        desk=desk,
+    )
 
 
 def revocation_rules(settings: Settings) -> Revocation:

@@ -3,23 +3,29 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.administration.images import ImageAdministration
+from kms.administration.keys import KeyAdministration
 from kms.administration.office import Office
 from kms.administration.operators import OperatorAdministration
+from kms.administration.permission import Journal
 from kms.administration.policies import PolicyAdministration
 from kms.administration.records import RecordAdministration
 from kms.administration.rehearsal import RecordRehearsal
+from kms.database.foreign_roots import ForeignRootStore
 from kms.database.records import DecisionRecords
 from kms.desk import ReleaseDesk
 from kms.policy_following import FollowedPolicies, LoadedPolicy
 from kms.ports import Policies
 from kms.preflight import check_settings
+from kms.rootkey import CheckedRoot
 from kms.settings import Settings
 from kms.wiring.core import OneAtATime, PolicyParts, build_core
+from kms.wiring.keys import KeyParts, identity_of
 
 
 @asynccontextmanager
@@ -32,12 +38,47 @@ async def open_office(settings: Settings) -> AsyncIterator[Office]:
     """
     async with AsyncExitStack() as stack:
         core = await build_core(settings, check_settings(settings, serving=False), stack)
-        yield build_office(core.stores.engine, core.parts, core.desk, OnDemand(core.parts.followed))
+        yield build_office(
+            core.stores.engine, core.parts, core.desk, core.keys, OnDemand(core.parts.followed)
+        )
 
 
-def build_office(engine: AsyncEngine, parts: PolicyParts, desk: ReleaseDesk, policies: Policies) -> Office:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalKeys:
+    """What commands need that work on keys where they are kept, and nowhere else."""
+
+    root: CheckedRoot
+    foreign: ForeignRootStore
+    journal: Journal
+
+
+@asynccontextmanager
+async def open_key_stores(settings: Settings) -> AsyncIterator[LocalKeys]:
+    """Open root key and imported roots on the settings' database, for commands: a server may run beside.
+
+    Raises:
+        ConfigurationError: the operator must change something; it says what.
+        RootKeyUnavailable: the root cannot be used now.
+
+    """
+    async with AsyncExitStack() as stack:
+        core = await build_core(settings, check_settings(settings, serving=False), stack)
+        yield LocalKeys(root=core.root, foreign=core.keys.foreign, journal=core.parts.journal)
+
+
+def build_office(
+    engine: AsyncEngine,
+    parts: PolicyParts,
+    desk: ReleaseDesk,
+    keys: KeyParts,
+    policies: Policies,
+) -> Office:
     """Build operators' work beside a release desk; `policies` give the one in force."""
-    changer, journal, identity = parts.changer, parts.journal, desk.identity.public_key
+    changer, journal, identities = parts.changer, parts.journal, desk.identities
+
+    async def public_key(generation: int) -> bytes:
+        return (await identity_of(keys.root, generation)).public_key
+
     beside = OneAtATime()
     records = DecisionRecords(engine)
     return Office(
@@ -53,7 +94,7 @@ def build_office(engine: AsyncEngine, parts: PolicyParts, desk: ReleaseDesk, pol
                 policies=policies,
                 clock=desk.clock,
                 development=desk.development,
-                kms_identity=identity,
+                kms_identities=identities,
                 advisories=desk.advisories,
                 beside=beside,
                 pause=partial(asyncio.sleep, 0),
@@ -68,13 +109,23 @@ def build_office(engine: AsyncEngine, parts: PolicyParts, desk: ReleaseDesk, pol
             journal=journal,
             clock=desk.clock,
             beside=beside,
-            epochs=desk.root_key.epochs,
-            kms_identity=identity,
+            epochs=desk.epochs,
+            kms_identities=identities,
             development=desk.development,
         ),
         images=ImageAdministration(policies=policies, journal=journal, beside=beside),
         operators=OperatorAdministration(
             register=parts.register, journal=journal, randomness=desk.randomness
+        ),
+        keys=KeyAdministration(
+            register=keys.register,
+            versions=keys.root,
+            records=records,
+            policies=policies,
+            journal=journal,
+            clock=desk.clock,
+            identities=public_key,
+            pause=partial(asyncio.sleep, 0),
         ),
     )
 

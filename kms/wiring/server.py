@@ -1,10 +1,11 @@
 """The server: from settings to one that can release keys."""
 
+import asyncio
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -12,7 +13,7 @@ from fastapi import FastAPI
 
 from kms.administration.authentication import Authentication
 from kms.desk import ReleaseDesk
-from kms.errors import ConfigurationError, LedgerUnavailable
+from kms.errors import ConfigurationError, LedgerUnavailable, RootKeyUnavailable
 from kms.http.app import create_app
 from kms.http.authentication import RequestAuthentication
 from kms.http.limits import AddressLimiter
@@ -26,7 +27,7 @@ from kms.preflight import Checked, check_settings
 from kms.readiness import NotReady
 from kms.settings import Settings
 from kms.start_lock import alone_in
-from kms.wiring.core import PolicyParts, build_core
+from kms.wiring.core import Core, PolicyParts, build_core
 from kms.wiring.office import build_office
 from kms.wiring.stores import new_id, utc_now
 
@@ -42,23 +43,28 @@ class Kms:
     tls: ssl.SSLContext
 
 
+class ToldToStop(Exception):
+    """The server was told to stop before it could be built."""
+
+
 @asynccontextmanager
-async def open_kms(settings: Settings) -> AsyncIterator[Kms]:
-    """Build the server, and take it apart again in order.
+async def open_kms(settings: Settings, told: asyncio.Event) -> AsyncIterator[Kms]:
+    """Build the server, and take it apart again in order. While the root key does not answer, it waits.
 
     Raises:
         ConfigurationError: the operator must change something; it says what. Where the settings, or what
             they name, are wrong, nothing was made on disk.
+        ToldToStop: `told` was set while it waited.
 
     """
     async with AsyncExitStack() as stack:
-        kms = await _build(settings, stack)
+        kms = await _build(settings, told, stack)
         yield kms
 
 
-async def _build(settings: Settings, stack: AsyncExitStack) -> Kms:
+async def _build(settings: Settings, told: asyncio.Event, stack: AsyncExitStack) -> Kms:
     checked = check_settings(settings, serving=True)
-    core = await build_core(settings, checked, stack)
+    core = await _when_the_root_answers(settings, checked, told, stack)
     parts, desk = core.parts, core.desk
     async with alone_in(settings.data_dir):
         local_tls = None if checked.tls is not None else _local_tls(settings)
@@ -84,7 +90,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Kms:
         limiter=AddressLimiter(settings.rate_limit.per_second, settings.rate_limit.burst, time.monotonic),
         new_request_id=new_id,
         tls_ca=None if local_tls is None else local_tls.ca.read_text("ascii"),
-        office=build_office(core.stores.engine, parts, desk, parts.followed),
+        office=build_office(core.stores.engine, parts, desk, core.keys, parts.followed),
         authenticate=authentication,
     )
     tls = checked.tls
@@ -92,6 +98,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Kms:
         tls = server_context(local_tls.certificate, local_tls.key, settings.tls_minimum, settings.operator_ca)
     if tls is None:
         raise ConfigurationError("there is no TLS certificate")
+    core.root.start()
     core.decisions.start()
     stack.push_async_callback(core.decisions.stop)
     core.collateral.start()
@@ -102,6 +109,25 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Kms:
         watcher.start()
         stack.push_async_callback(watcher.stop)
     return Kms(app=app, desk=desk, tls=tls)
+
+
+async def _when_the_root_answers(
+    settings: Settings, checked: Checked, told: asyncio.Event, stack: AsyncExitStack
+) -> Core:
+    """Build the core as soon as the root key answers: a server that starts before Vault is unsealed waits."""
+    while True:
+        async with AsyncExitStack() as attempt:
+            try:
+                core = await build_core(settings, checked, attempt)
+            except RootKeyUnavailable as error:
+                _log.warning("root-key-awaited", reason=error.reason, cause=error.detail)
+                wait = error.retry_after
+            else:
+                await stack.enter_async_context(attempt.pop_all())
+                return core
+        with suppress(TimeoutError):
+            await asyncio.wait_for(told.wait(), wait)
+            raise ToldToStop
 
 
 async def _policy_in_force(settings: Settings, checked: Checked, parts: PolicyParts) -> FolderWatcher | None:

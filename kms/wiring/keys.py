@@ -1,0 +1,86 @@
+"""The root key and what hangs on it: epochs, identity, authorities, the keys of challenges and rows."""
+
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from kms.anchor import FileAnchor
+from kms.database.foreign_roots import ForeignRootStore
+from kms.database.keys import KeyStore
+from kms.keys.apps_ca import AppsCa
+from kms.keys.hand_over import hand_overs
+from kms.keys.identity import Identity
+from kms.keys.root_messages import (
+    FOUNDING_EPOCH,
+    apps_ca_message,
+    challenge_message,
+    foreign_message,
+    identity_message,
+    rows_message,
+)
+from kms.keys.row_seal import RowSeal
+from kms.keys.signed import Signed
+from kms.operator_ports import RootVersions
+from kms.ports import Clock, RootKey
+
+_FOREIGN_KEY_LENGTH: Final = 32
+_FOUNDED_BY: Final = "founding"
+
+
+class Root(RootKey, RootVersions, Protocol):
+    """A root that answers releases, and that operators rotate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyParts:
+    """What is derived from the root once, when a server starts; the root itself stays where it lives.
+
+    `founding_identity` is the public key (32 bytes) of the first generation: it names this KMS in what
+    operators sign, whichever generation answers guests.
+    """
+
+    root: Root
+    seal: RowSeal = field(repr=False)
+    register: KeyStore
+    foreign: ForeignRootStore
+    identity: Identity
+    founding_identity: bytes
+    former_identities: frozenset[bytes]
+    hand_overs: tuple[Signed, ...]
+    apps_ca: AppsCa
+    challenge_key: bytes = field(repr=False)
+
+
+async def key_parts(engine: AsyncEngine, root: Root, *, anchor: FileAnchor, clock: Clock) -> KeyParts:
+    """Derive them, and make sure that a new database has its first epoch.
+
+    Raises:
+        ConfigurationError: the rows of epochs were removed from a database that had some.
+        LedgerUnavailable: the database did not answer, or says what this KMS did not write.
+        RootKeyUnavailable: the root cannot be used now.
+
+    """
+    seal = RowSeal(await root.prf(FOUNDING_EPOCH, rows_message()))
+    register = KeyStore(engine, clock, seal, anchor=anchor)
+    await register.found(_FOUNDED_BY)
+    later = await register.generations()
+    identities = [await identity_of(root, number) for number in (1, *(each.number for each in later))]
+    foreign_key = (await root.prf(FOUNDING_EPOCH, foreign_message()))[:_FOREIGN_KEY_LENGTH]
+    return KeyParts(
+        root=root,
+        seal=seal,
+        register=register,
+        foreign=ForeignRootStore(engine, clock, foreign_key),
+        identity=identities[-1],
+        founding_identity=identities[0].public_key,
+        former_identities=frozenset(each.public_key for each in identities[:-1]),
+        hand_overs=hand_overs(identities, [each.made_at for each in later]),
+        apps_ca=AppsCa.from_prf(await root.prf(FOUNDING_EPOCH, apps_ca_message())),
+        challenge_key=await root.prf(FOUNDING_EPOCH, challenge_message()),
+    )
+
+
+async def identity_of(root: RootKey, generation: int) -> Identity:
+    """Derive the KMS identity of a generation."""
+    return Identity.from_prf(await root.prf(FOUNDING_EPOCH, identity_message(generation)))

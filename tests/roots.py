@@ -1,0 +1,56 @@
+"""A root key in memory, for tests that are about something else."""
+
+import hmac
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from kms.errors import RootKeyUnavailable
+from kms.keys.epochs import Epoch, EpochTable
+from kms.keys.root_messages import FOUNDING_EPOCH
+
+ROOT_SECRET = b"r" * 32
+
+
+@dataclass(slots=True)
+class MemoryRoot:
+    """Implements `kms.ports.RootKey` and `kms.operator_ports.RootVersions`."""
+
+    secrets: dict[int, bytes] = field(default_factory=lambda: {FOUNDING_EPOCH: ROOT_SECRET})
+
+    async def prf(self, epoch: int, message: bytes) -> bytes:
+        if epoch not in self.secrets:
+            raise RootKeyUnavailable("no such epoch", reason="root-epoch-missing")
+        return hmac.digest(self.secrets[epoch], message, "sha512")
+
+    async def check(self) -> None:
+        return None
+
+    async def versions(self) -> tuple[int, ...]:
+        return tuple(sorted(self.secrets))
+
+    async def ensure(self, epoch: int) -> bytes:
+        self.secrets.setdefault(epoch, bytes([epoch]) * 32)
+        return (await self.prf(epoch, b"check"))[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class FixedEpochs:
+    """Implements `kms.ports.Epochs`: so many, all in use since long ago, but for those `retired`."""
+
+    count: int
+    retired: frozenset[int] = frozenset()
+
+    async def epochs(self) -> EpochTable:
+        long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+        return EpochTable(
+            tuple(
+                Epoch(
+                    number=number,
+                    made_at=long_ago,
+                    made_by="test",
+                    active_from=long_ago,
+                    retired_at=long_ago if number in self.retired else None,
+                )
+                for number in range(1, self.count + 1)
+            )
+        )
