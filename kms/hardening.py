@@ -1,7 +1,7 @@
-"""What keeps this process's memory to itself: no core dumps, no debugger, and no swap where that is asked for.
+"""What keeps this process's memory to itself: no core dumps, no debugger, no swap where that is asked for.
 
-Whoever is root on this machine can read it all the same; this is against what happens by accident (a core file
-on a disk, a swap partition that is sold) and against other processes of the same user.
+Whoever is root on this machine can read it all the same; this is against what happens by accident (a core
+file on a disk, a swap partition that is sold) and against other processes of the same user.
 """
 
 import ctypes

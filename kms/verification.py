@@ -50,8 +50,8 @@ class Question:
 
     `claim` is what a request names, for a command line that binds the app, and `keys` what it asks for:
     without any, keys are not judged. `hint` is what the guest says of its launch. `kms_identities` are the
-    KMS's public keys (32 bytes each): without them, an app document that names a KMS cannot pass a policy. `advisories` are
-    AMD's bulletins that the report is assessed by.
+    KMS's public keys (32 bytes each): without them, an app document that names a KMS cannot pass a policy.
+    `advisories` are AMD's bulletins that the report is assessed by.
     """
 
     report: Report

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from kms.administration.office import Json
+from kms.app_keys import EPOCH_UNAVAILABLE
 from kms.boot_info import BootInfo
 from kms.checks import Check, failures
 from kms.errors import CollateralUnavailable, MalformedEvidence
@@ -21,7 +22,6 @@ from kms.measurement.nearest import nearest_image
 from kms.policy.decision import Decision
 from kms.policy.rule_table import MEASUREMENT, WITHOUT_DOCUMENT
 from kms.policy.rules import Rules
-from kms.app_keys import EPOCH_UNAVAILABLE
 from kms.release import EVIDENCE_UNTRUSTED, MEASUREMENT_UNKNOWN, POLICY_DENIED
 from kms.strict_json import JsonValue
 from kms.verification import Question, Verification, named_app

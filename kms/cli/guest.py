@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from kms.cli.asking import telling_refusals
 from kms.cli.guest_env import add_env
 from kms.cli.guest_machine import add_machine_options, check_secret_place, fetch, value_of, write_to_pipe
-from kms.cli.output import OK, WrongUse
+from kms.cli.output import OK, Unreadable, WrongUse, read_file
 from kms.cli.parsers import Group, Parser, integer, run_group
+
+_MAX_CSR = 16 << 10  # bytes of PEM; the server takes 4096 of DER
 
 if TYPE_CHECKING:
     from kms.keys.envelope import Payload
@@ -34,9 +36,10 @@ def _add_fetch(group: Group) -> None:
         "fetch",
         summary="fetch keys",
         description="Prove what this machine is and fetch its keys. One key goes to standard output as raw"
-        " bytes, for a pipe; several need --json or --output. --json prints the keys, unless --output holds"
-        " them. Keys are never shown on a terminal. Exit status: 0 keys, 1 refused by the server or an answer"
-        " that must not be used, 2 wrong use, no evidence or no server.",
+        " bytes, for a pipe (tls as PEM: key, certificate, the two authorities above it); several need"
+        " --json or --output. --json prints the keys, unless --output holds them. Keys are never shown on a"
+        " terminal. Exit status: 0 keys, 1 refused by the server or an answer that must not be used, 2 wrong"
+        " use, no evidence or no server.",
         example="kms guest fetch --server https://kms:8443 --ca ca.pem --identity @kms.id --key disk"
         " --app-document app.json | cryptsetup open /dev/vdb data --key-file -",
     )
@@ -46,7 +49,15 @@ def _add_fetch(group: Group) -> None:
         metavar="NAME[@SCOPE]",
         action="append",
         required=True,
-        help="disk, env, signing, tls or custom:PATH; scope app (default), instance or chip; repeat for more",
+        help="disk, env, signing, tls, custom:PATH, or dstack:disk@instance, dstack:env, dstack:k256; scope"
+        " app (default), instance or chip; repeat for more",
+    )
+    add(
+        "--csr",
+        metavar="FILE",
+        type=Path,
+        help="with --key tls: certificate request (PEM or DER) of this machine's own P-256 key; of it only"
+        " the key is used, and what comes are certificates alone",
     )
     add("--epoch", metavar="N", type=integer, help="of every key (default: the app's current one)")
     add("--output", metavar="FILE", type=Path, help="new file, 0600: raw bytes of one key, JSON of several")
@@ -60,7 +71,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
         raise WrongUse("several keys need --json or --output")
     keys = _keys(arguments)
     check_secret_place(output, "--output", allow_disk=arguments.allow_disk)
-    payload = fetch(arguments, keys)
+    payload = fetch(arguments, keys, csr=_certificate_request(arguments))
     raw = value_of(payload.keys[0]) if len(keys) == 1 else _document(payload, values=True)
     if output is not None:
         from kms.guest.secret_file import write_secret
@@ -84,6 +95,24 @@ def _keys(arguments: argparse.Namespace) -> "list[KeyRequest]":
         except ValueError as error:
             raise WrongUse(f"--key: {error}") from None
     return keys
+
+
+def _certificate_request(arguments: argparse.Namespace) -> bytes | None:
+    """Give the DER of the file that `--csr` names."""
+    if arguments.csr is None:
+        return None
+    if "tls" not in arguments.key:
+        raise WrongUse("--csr goes with --key tls")
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    data = read_file(arguments.csr, at_most=_MAX_CSR)
+    if not data.startswith(b"-----"):
+        return data
+    try:
+        return x509.load_pem_x509_csr(data).public_bytes(Encoding.DER)
+    except ValueError:
+        raise Unreadable(f"{arguments.csr}: not a certificate request") from None
 
 
 def _document(payload: "Payload", *, values: bool) -> bytes:

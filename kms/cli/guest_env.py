@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kms.cli.asking import report_refused, telling_refusals
-from kms.cli.guest_machine import add_machine_options, check_secret_place, fetch, value_of, write_to_pipe
+from kms.cli.guest_machine import add_machine_options, check_secret_place, fetch, write_to_pipe
 from kms.cli.output import OK, REFUSED, print_json, read_file
 from kms.cli.parsers import Group
 
@@ -38,7 +38,7 @@ def _env(arguments: argparse.Namespace) -> int:
     payload = fetch(arguments, [KeyRequest.parse("env", "app", sealed.epoch)])
     [key] = payload.keys
     try:
-        environment = sealed.open(value_of(key), app_id=payload.app_id, epoch=key.epoch)
+        environment = sealed.open(key.secret, app_id=payload.app_id, epoch=key.epoch)
     except SealedEnvRejected as error:
         report_refused("kms guest", error, None, as_json=arguments.json)
         return REFUSED

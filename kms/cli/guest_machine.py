@@ -50,7 +50,7 @@ def write_to_pipe(secret: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def fetch(arguments: argparse.Namespace, keys: "list[KeyRequest]") -> "Payload":
+def fetch(arguments: argparse.Namespace, keys: "list[KeyRequest]", *, csr: bytes | None = None) -> "Payload":
     """Prove what this machine is and fetch keys. Raises what `kms.guest.KeyClient.fetch` raises."""
     from kms.cli.pins import app_claim
     from kms.guest.client import KeyClient
@@ -70,18 +70,24 @@ def fetch(arguments: argparse.Namespace, keys: "list[KeyRequest]") -> "Payload":
         keys,
         app_document=None if document is None else read_file(document, at_most=_MAX_DOCUMENT),
         app=app_claim(arguments.app_id, arguments.compose_hash),
+        csr=csr,
     )
     say_followed("kms guest", pinned, payload.identity)
     return payload
 
 
 def value_of(key: "ReleasedKey") -> bytes:
-    """Give the value of a key; none of ours is asked for as a certificate alone, which has none."""
-    from kms.guest.errors import AnswerRejected
+    """Give what a program uses of a key: its bytes; for TLS the PEM of key, if it came, and certificates."""
+    if key.certificate_chain is None:
+        return key.secret
+    from cryptography.hazmat.primitives import serialization as forms
 
+    text = b"".join(each.encode("ascii") for each in key.certificate_chain)
     if key.value is None:
-        raise AnswerRejected("a certificate instead of a key", reason="keys-mismatch")
-    return key.value
+        return text
+    private = forms.load_der_private_key(key.value, None)
+    pem = private.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption())
+    return pem + text
 
 
 def _suite(text: str | None) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from kms.keys.envelope import EnvelopeRejected, Payload, open_envelope
 from kms.keys.hand_over import leads
 from kms.keys.names import KeyRequest
 from kms.keys.opening import CannotOpen, RecipientKey
+from kms.keys.released import ReleasedKey
 from kms.keys.sealing import Suite
 from kms.keys.signed import Signed
 from kms.policy.question import AppClaim
@@ -90,10 +91,13 @@ class KeyClient:
         *,
         app_document: bytes | None = None,
         app: AppClaim | None = None,
+        csr: bytes | None = None,
     ) -> Payload:
         """Prove what this machine is, and give the verified keys in the order asked.
 
-        `app` is needed when a measured command line names the app, instead of an app document.
+        `app` is needed when a measured command line names the app, instead of an app document. With `csr`, a
+        certificate request (PKCS#10, DER) of this machine's own P-256 key, a ``tls`` key comes as
+        certificates alone.
 
         Raises:
             EvidenceError: the hardware gave no evidence.
@@ -114,22 +118,28 @@ class KeyClient:
                 sleep=self._sleep,
                 jitter=self._jitter,
             )
-            return server.persist(lambda: self._attempt(server, keys, app_document, app))
+            return server.persist(
+                lambda: self._attempt(
+                    server,
+                    lambda challenge, recipient: build_request(challenge, recipient, keys, app, csr=csr),
+                    app_document,
+                    None if app is None else app.app_id,
+                )
+            )
 
     def _attempt(
         self,
         server: Patience,
-        keys: Sequence[KeyRequest],
+        write_request: Callable[[bytes, RecipientKey], ReleaseRequest],
         app_document: bytes | None,
-        app: AppClaim | None,
+        known: AppId | None,
     ) -> Payload:
         """Go the whole way once: after a lost answer a challenge may be spent, so each try has its own."""
         challenge = _read_challenge(server.post("/v1/challenges", {}, expected=201))
         recipient = RecipientKey.generate(self._suite)
-        request = build_request(challenge, recipient, keys, app)
+        request = write_request(challenge, recipient)
         evidence = self._source.evidence(request.report_data)
         report = read_report(evidence, request.report_data)
-        known = None if app is None else app.app_id
         if app_document is not None:
             bound = check_app_document(app_document, report)
             self._check_kms_of(bound, server)
@@ -175,10 +185,7 @@ class KeyClient:
         if known is not None and payload.app_id != known:
             raise AnswerRejected("keys of another app", reason="app-mismatch")
         asked = request.ask.keys
-        if len(payload.keys) != len(asked) or not all(
-            (key.name, key.scope) == (wanted.name, wanted.scope) and wanted.epoch in {None, key.epoch}
-            for key, wanted in zip(payload.keys, asked, strict=True)
-        ):
+        if len(payload.keys) != len(asked) or not all(map(_answers, payload.keys, asked)):
             raise AnswerRejected("other keys than those asked for", reason="keys-mismatch")
         return payload
 
@@ -193,6 +200,15 @@ class KeyClient:
         signer = Signed.read(Fields(parse(envelope), "envelope")).identity
         follow_identity(server, pinned, signer)
         return open_envelope(envelope, pinned_identity=signer, request_sha512=digest)
+
+
+def _answers(key: ReleasedKey, wanted: KeyRequest) -> bool:
+    """Say whether a key is the one that was asked for; of a certificate, whether it is for the right key."""
+    if (key.name, key.scope) != (wanted.name, wanted.scope) or wanted.epoch not in {None, key.epoch}:
+        return False
+    if wanted.certificate_for is None:
+        return key.value is not None
+    return key.value is None and key.public_key == wanted.certificate_for
 
 
 def _read_challenge(answer: Answer) -> bytes:

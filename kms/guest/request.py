@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from kms.encoding import b64url
-from kms.keys.names import KeyRequest
+from kms.keys.names import KeyKind, KeyRequest
 from kms.keys.opening import RecipientKey
 from kms.policy.question import AppClaim
 from kms.request import ReleaseRequest, parse_request
@@ -15,11 +15,17 @@ from kms.strict_json import JsonValue
 
 
 def build_request(
-    challenge: bytes, recipient: RecipientKey, keys: Sequence[KeyRequest], app: AppClaim | None = None
+    challenge: bytes,
+    recipient: RecipientKey,
+    keys: Sequence[KeyRequest],
+    app: AppClaim | None = None,
+    *,
+    csr: bytes | None = None,
 ) -> ReleaseRequest:
     """Write the request for a decoded challenge (at most 256 bytes), a fresh key pair and 1 to 32 keys.
 
-    `app` is for images whose command line names the app, and otherwise a claim that must agree with it.
+    `app` is for images whose command line names the app, and otherwise a claim that must agree with it. `csr`
+    is a certificate request (PKCS#10, DER) of the guest's own P-256 key, for the ``tls`` keys among them.
 
     Raises:
         MalformedRequest: no keys, too many, or one twice: what the server would refuse.
@@ -28,7 +34,7 @@ def build_request(
     document: dict[str, JsonValue] = {
         "challenge": b64url(challenge),
         "recipient": {"suite": recipient.suite.value, "public_key": b64url(recipient.public_key)},
-        "keys": [_key(key) for key in keys],
+        "keys": [_key(key, csr) for key in keys],
     }
     if app is not None:
         document["app"] = _claim(app)
@@ -36,10 +42,12 @@ def build_request(
     return parse_request(json.dumps(document, separators=(",", ":")).encode("ascii"))
 
 
-def _key(key: KeyRequest) -> dict[str, JsonValue]:
+def _key(key: KeyRequest, csr: bytes | None) -> dict[str, JsonValue]:
     entry: dict[str, JsonValue] = {"name": str(key.name), "scope": key.scope.value}
     if key.epoch is not None:
         entry["epoch"] = key.epoch
+    if csr is not None and key.name.kind is KeyKind.TLS:
+        entry["csr"] = b64url(csr)
     return entry
 
 

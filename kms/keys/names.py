@@ -212,7 +212,9 @@ class KeyPattern:
 
 def _plain_kind(text: str) -> KeyKind:
     if text == KeyKind.CUSTOM or text not in set(KeyKind):
-        raise ValueError("a key is disk, env, signing, tls, custom:<path> or, of dstack, dstack:disk, env or k256")
+        raise ValueError(
+            "a key is disk, env, signing, tls, custom:<path> or, of dstack, dstack:disk, env or k256"
+        )
     return KeyKind(text)
 
 

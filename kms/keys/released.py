@@ -45,7 +45,7 @@ class ReleasedKey:
 
     @property
     def secret(self) -> bytes:
-        """The value. Raises `ValueError` where there is none: the guest has the key of its certificate itself."""
+        """The value. Raises `ValueError` where there is none: the guest has its certificate's key itself."""
         if self.value is None:
             raise ValueError("a certificate for the guest's own key comes without one")
         return self.value

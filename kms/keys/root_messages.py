@@ -67,7 +67,7 @@ def rows_message() -> bytes:
 
 
 def apps_ca_message() -> bytes:
-    """Ask `FOUNDING_EPOCH` for the private key of the CA of all apps' certificates; epochs do not touch it."""
+    """Ask `FOUNDING_EPOCH` for the key of the CA of all apps' certificates; epochs do not touch it."""
     return labelled(ROOT_APPS_CA, frame())
 
 

@@ -36,7 +36,7 @@ OPERATOR = (ROOT / "docs" / "guides" / "operator.md").read_text()
 
 # Make targets, and programs that are not ours.
 FOREIGN = {"make", "openssl", "sqlite3", "curl", "cryptsetup", "ssh-keygen", "sha256sum"}
-FOREIGN |= {"cat", "chmod", "echo", "export", "sed", "umask"}
+FOREIGN |= {"cat", "chmod", "echo", "export", "kill", "rm", "sed", "umask", "wait"}
 # In the place of one that a page only begins.
 REVISION = f"sha256:{'38d1' * 16}"
 # Where the arguments end.

@@ -75,5 +75,5 @@ def test_times_are_whole_seconds_of_utc() -> None:
     ],
 )
 def test_a_time_in_another_spelling(text: str) -> None:
-    with pytest.raises(ValueError, match="^not a time as in 2026-11-22T12:00:00Z$"):
+    with pytest.raises(ValueError, match=r"^not a time as in 2026-11-22T12:00:00Z$"):
         from_whole_seconds(text)

@@ -130,7 +130,7 @@ def test_patterns(pattern: str, allowed: list[str], denied: list[str]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *BAD_NAMES[:-5],
+        *(text for text in BAD_NAMES if text != "custom:a/*"),
         *("*", "disk*", "di*", "disk@", "disk@*", "disk@host", "disk@chip@chip", "@chip", "custom:db@"),
         *("custom:**", "custom:*/a", "custom:a*b", "custom:/*", "custom:a//*", "custom:../*", "custom:A*"),
         "custom:" + "a" * 128 + "*",

@@ -81,6 +81,7 @@ OWN = p256.private_key(b"\7" * 48)
         # The scalar of one key beside the point of another.
         p256.to_pkcs8(OWN)[:-65] + G,
     ],
+    ids=["empty", "zeros", "short", "long", "P-384", "Ed25519", "encrypted", "PEM", "another point"],
 )
 def test_nothing_else_is_read_as_a_private_key(value: bytes) -> None:
     with pytest.raises(ValueError, match=r"^not a P-256 private key$"):
