@@ -46,4 +46,4 @@ def labelled(label: str, body: bytes) -> bytes:
 
 def frame(*fields: bytes) -> bytes:
     """Join fields so that no two different lists give the same bytes: each as u32 BE length, then bytes."""
-    return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+    return b"".join([len(field).to_bytes(4, "big") + field for field in fields])

@@ -3,10 +3,9 @@
 They are written once and kept. There is no canonical form, so nothing may serialise them again.
 """
 
-import json
 from collections.abc import Sequence
 
-from kms.encoding import b64url
+from kms.encoding import b64url, compact_json
 from kms.keys.names import KeyKind, KeyRequest
 from kms.keys.opening import RecipientKey
 from kms.policy.question import AppClaim
@@ -39,7 +38,7 @@ def build_request(
     if app is not None:
         document["app"] = _claim(app)
     # Read by the server's own reader: what it would refuse costs no report.
-    return parse_request(json.dumps(document, separators=(",", ":")).encode("ascii"))
+    return parse_request(compact_json(document))
 
 
 def _key(key: KeyRequest, csr: bytes | None) -> dict[str, JsonValue]:

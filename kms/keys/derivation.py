@@ -11,12 +11,10 @@ field is framed by its length, so that no value slides into its neighbour (field
 the app id and epoch are fields again, so that a secret handed to the wrong call gives nobody's key.
 """
 
-import json
-
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from kms.encoding import b64url
+from kms.encoding import b64url, compact_json
 from kms.identifiers import AppId, ChipId, InstanceId
 from kms.keys import p256
 from kms.keys.identity import Identity
@@ -74,7 +72,9 @@ def derive(
         return ReleasedKey(
             name=name, scope=request.scope, epoch=epoch, value=None, public_key=request.certificate_for
         )
-    scope_value = {Scope.APP: None, Scope.INSTANCE: instance_id, Scope.CHIP: chip_id}[request.scope]
+    scope_value = None
+    if request.scope is not Scope.APP:
+        scope_value = instance_id if request.scope is Scope.INSTANCE else chip_id
     fields = (
         app_id,
         integer(epoch),
@@ -113,7 +113,7 @@ def signing_statement(app_id: AppId, epoch: int, public_key: bytes) -> bytes:
         "algorithm": Algorithm.ED25519.value,
         "public_key": b64url(public_key),
     }
-    return json.dumps(statement, separators=(",", ":")).encode("ascii")
+    return compact_json(statement)
 
 
 def _clamp(scalar: bytes) -> bytes:

@@ -5,12 +5,11 @@ The text ``{"app_id","epoch","algorithm":"x25519","public_key","issued_at"}`` is
 secrets would be sealed to an epoch that was retired for a reason.
 """
 
-import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from kms.encoding import b64url, from_whole_seconds, whole_seconds
+from kms.encoding import b64url, compact_json, from_whole_seconds, whole_seconds
 from kms.errors import KmsError
 from kms.identifiers import AppId
 from kms.keys.identity import SignatureInvalid
@@ -52,7 +51,7 @@ def env_key_text(app_id: AppId, epoch: int, public_key: bytes, issued_at: dateti
         "public_key": b64url(public_key),
         "issued_at": whole_seconds(issued_at),
     }
-    return json.dumps(text, separators=(",", ":")).encode("ascii")
+    return compact_json(text)
 
 
 def read_env_key(signed: Signed, *, app_id: AppId, epoch: int | None, now: datetime) -> EnvKey:

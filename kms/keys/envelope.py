@@ -6,11 +6,11 @@ from an impostor writes its data under a key that the impostor knows (field less
 """
 
 import hmac
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from kms.encoding import compact_json
 from kms.errors import KmsError
 from kms.identifiers import AppId
 from kms.keys.certificates import check_chain
@@ -72,7 +72,7 @@ def build_envelope(
         "app_id": app_id.hex(),
         "keys": [key.to_json() for key in keys],
     }
-    return _json(Signed.by(identity, PAYLOAD, _json(payload)).to_json())
+    return compact_json(Signed.by(identity, PAYLOAD, compact_json(payload)).to_json())
 
 
 def open_envelope(envelope: bytes, *, pinned_identity: bytes | None, request_sha512: bytes) -> Payload:
@@ -144,7 +144,3 @@ def _verify_certificates(key: ReleasedKey, payload: Payload) -> None:
         check_chain(chain, public_key=public_key, app_id=payload.app_id, epoch=epoch)
     except ValueError as error:
         raise EnvelopeRejected(str(error), reason="certificate-invalid") from None
-
-
-def _json(document: object) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode("ascii")

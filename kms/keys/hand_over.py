@@ -8,14 +8,13 @@ such a guest without a hand-over. A guest that must not trust the old key any mo
 pin; hand-overs lead forward only.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import dropwhile, pairwise
 from typing import Final, NoReturn, Self
 
-from kms.encoding import b64url, from_whole_seconds, whole_seconds
+from kms.encoding import b64url, compact_json, from_whole_seconds, whole_seconds
 from kms.keys.envelope import EnvelopeRejected
 from kms.keys.identity import Identity, SignatureInvalid
 from kms.keys.signed import Signed, read_public_key
@@ -44,7 +43,7 @@ class HandOver:
             "previous": b64url(self.previous),
             "made_at": whole_seconds(self.made_at),
         }
-        return json.dumps(document, separators=(",", ":")).encode("ascii")
+        return compact_json(document)
 
     @classmethod
     def verify(cls, signed: Signed) -> Self:

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, closing
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,14 +12,15 @@ import pytest
 
 from kms.administration.permission import Journal
 from kms.cli import keys_put_back
+from kms.cli.office import command_line_actor
 from kms.errors import LedgerUnavailable
 from kms.keys.dstack import DstackRoots
 from kms.rootkey import NotExportable, RootKeyMissing
 from kms.rootkey.file import FileRootKey
-from kms.settings import Settings, load_settings
+from kms.settings import load_settings
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product
-from kms.wiring import LocalKeys, open_key_stores
+from kms.wiring import open_key_stores
 from tests.unit.cli.key_folder import SECRETS, KeyFolder, forms, keys_command, released, write_file
 
 PASSPHRASE = b"correct horse battery"
@@ -82,21 +83,10 @@ def error_of(
     return error
 
 
-def with_stores(change: Callable[[LocalKeys], LocalKeys]) -> Callable[[Settings], Any]:
-    """Give `kms.wiring.open_key_stores` with something else in what it opens."""
-
-    @asynccontextmanager
-    async def opened(settings: Settings) -> AsyncIterator[LocalKeys]:
-        async with open_key_stores(settings) as keys:
-            yield change(keys)
-
-    return opened
-
-
 def import_dstack(roots: DstackRoots) -> None:
     async def store() -> None:
         async with open_key_stores(load_settings(None)[0]) as keys:
-            action = keys.journal.entry(keys_put_back.command_line_actor(), "keys-import-dstack")
+            action = keys.journal.entry(command_line_actor(), "keys-import-dstack")
             await keys.foreign.import_dstack(roots, action=action, replace=True)
 
     asyncio.run(store())
@@ -283,7 +273,6 @@ class TestRestore:
         monkeypatch.setenv("KMS_DATA_DIR", str(backed_up.path / "other"))
         backed_up.plant({1: b"x" * 32}, "other/root-key.json")
         assert keys_command("list") == 0
-        capsys.readouterr()
         (backed_up.path / "other" / "root-key.json").unlink()
         assert "of another KMS than this database" in error_of(capsys, restore)["detail"]
         assert not (backed_up.path / "other" / "root-key.json").exists()
@@ -297,11 +286,9 @@ class TestRestore:
         monkeypatch.setenv("KMS_DATA_DIR", str(backed_up.path / "mallory"))
         backed_up.plant({1: b"known to mallory" * 2}, "mallory/root-key.json")
         assert export("--to", "bob", out="mallory.backup") == 0
-        capsys.readouterr()
-        assert restore("--check", "--identity", ours) == 0
-        capsys.readouterr()
+        assert restore("--check", f"--identity={ours}") == 0
         forged = error_of(
-            capsys, lambda *o: restore("--check", "--identity", ours, *o, backup="mallory.backup")
+            capsys, lambda *o: restore("--check", f"--identity={ours}", *o, backup="mallory.backup")
         )
         assert "of another KMS" in forged["detail"]
 
@@ -318,7 +305,6 @@ class TestRestore:
         assert "of a production root" in error_of(capsys, restore)["detail"]
         assert not (backed_up.path / "development").exists()
         assert export("--to", "bob", out="development.backup") == 0
-        capsys.readouterr()
         monkeypatch.delenv("KMS_DEVELOPMENT_ROOTS")
         monkeypatch.setenv("KMS_DATA_DIR", str(backed_up.path / "production"))
         refused = error_of(capsys, lambda *o: restore(*o, backup="development.backup"))
@@ -329,7 +315,6 @@ class TestRestore:
         self, backed_up: KeyFolder, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert keys_command("rotate") == 0
-        capsys.readouterr()
         backed_up.root_key.unlink()
         error = error_of(capsys, restore)
         assert "older than epoch(s) 3," in error["detail"]
@@ -373,7 +358,7 @@ class TestRestore:
         backed_up.plant(secrets, "new/root-key.json")
         before = (backed_up.path / "new" / "root-key.json").read_bytes()
         error = error_of(capsys, restore)
-        assert said in error["detail"] or "no epoch 2: an older copy" in error["detail"]
+        assert said in error["detail"]
         assert "move it away" in error["remedy"]
         assert (backed_up.path / "new" / "root-key.json").read_bytes() == before
 
@@ -382,7 +367,7 @@ class TestRestore:
     ) -> None:
         backed_up.root_key.write_bytes(b"{}")
         error = error_of(capsys, restore)
-        assert "damaged" in error["detail"] or "not a root key" in error["detail"]
+        assert str(backed_up.root_key) in error["detail"]
         assert "move it away" in error["remedy"]
         assert backed_up.root_key.read_bytes() == b"{}"
 

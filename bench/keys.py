@@ -1,0 +1,144 @@
+"""A release's key work, by suite and by provider of the root, beside the primitives that nobody can save.
+
+The work: ask the root for the app's secret, derive ``disk``, ``env`` and ``signing``, sign statement and
+payload, seal the envelope. The floor does the same cryptography with everything lying ready: no framing, no
+JSON, no checks.
+"""
+
+import asyncio
+import hmac
+import os
+import secrets
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from nacl.public import PublicKey, SealedBox
+
+from bench.pairs import Case, Work, by_turns
+from kms.identifiers import AppId
+from kms.keys.derivation import derive
+from kms.keys.envelope import build_envelope
+from kms.keys.identity import Identity
+from kms.keys.names import KeyRequest
+from kms.keys.opening import RecipientKey
+from kms.keys.root_messages import FOUNDING_EPOCH, Mode, app_message, identity_message
+from kms.keys.sealing import HPKE_SUITES, Recipient, Suite, seal
+from kms.rootkey import CheckedRoot, RootAccess, create_provider
+from kms.rootkey.provider import RootProvider
+
+_NOW: Final = datetime(2026, 11, 21, 12, tzinfo=UTC)
+_APP: Final = AppId(b"a" * 20)
+_ASKED: Final = tuple(KeyRequest.parse(name, "app") for name in ("disk", "env", "signing"))
+_DIGEST: Final = b"d" * 64
+_RELEASE: Final = "0" * 32
+_BATCH: Final = 20
+_PAYLOAD: Final = 1108  # bytes that are signed, and bytes that are sealed, of these three keys
+_ENVELOPE: Final = 1650
+_AIM: Final = 1.3
+
+T = TypeVar("T")
+
+
+def cases(rounds: int) -> Iterator[Case]:
+    """Do the work for each suite with a root key file; then ask the other providers that are at hand."""
+    with tempfile.TemporaryDirectory() as name, asyncio.Runner() as runner:
+        run = runner.run
+        access = RootAccess(mode=Mode.PRODUCTION)
+        uri = f"file:{Path(name) / 'root.json'}"
+        provider = run(create_provider(uri, access, now=_NOW, random=secrets.token_bytes))
+        root = run(_checked(provider))
+        identity = Identity.from_prf(run(root.prf(FOUNDING_EPOCH, identity_message(1))))
+        [secret] = run(_secrets(provider))
+        for suite in Suite:
+            key = RecipientKey.generate(suite)
+            recipient = Recipient.parse(suite.value, key.public_key)
+            yield by_turns(
+                f"3 keys derived, signed and sealed: file, {suite.value}",
+                {
+                    "ours": lambda recipient=recipient: _at_once(_work(root, identity, recipient)),  # type: ignore[misc]
+                    "primitives": _floor(secret, recipient, key),
+                },
+                rounds=rounds,
+                batch=_BATCH,
+                aims={"primitives": _AIM},
+            )
+        run(root.close())
+
+
+class _Values:
+    """Key-check values in memory."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, bytes] = {}
+
+    async def check_values(self) -> dict[int, bytes]:
+        return dict(self._values)
+
+    async def remember_check_values(self, values: Mapping[int, bytes]) -> None:
+        self._values.update(values)
+
+
+async def _checked(provider: RootProvider) -> CheckedRoot:
+    root = CheckedRoot(provider, _Values(), mode=Mode.PRODUCTION, random=secrets.token_bytes)
+    await root.verify_all()
+    return root
+
+
+async def _secrets(provider: RootProvider) -> list[bytes]:
+    return list((await provider.secrets()).values())
+
+
+async def _work(root: CheckedRoot, identity: Identity, recipient: Recipient) -> bytes:
+    secret = await root.prf(FOUNDING_EPOCH, app_message(_APP))
+    keys = [
+        derive(secret, each, FOUNDING_EPOCH, app_id=_APP, instance_id=None, chip_id=None, identity=identity)
+        for each in _ASKED
+    ]
+    envelope = build_envelope(identity, release_id=_RELEASE, request_sha512=_DIGEST, app_id=_APP, keys=keys)
+    return seal(recipient, envelope, _DIGEST)
+
+
+def _at_once(work: Awaitable[T]) -> T:
+    """Drive what never waits, without the event loop's share."""
+    steps = work.__await__()
+    try:
+        next(steps)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise RuntimeError("a root key file made somebody wait")
+
+
+def _floor(secret: bytes, recipient: Recipient, key: RecipientKey) -> Work:
+    """Give the cryptography alone: two MACs (one is the key check), three keys, two signatures, a seal."""
+    message, info = app_message(_APP), b"i" * 96
+    payload, envelope = os.urandom(_PAYLOAD), os.urandom(_ENVELOPE)
+    signer = Ed25519PrivateKey.generate()
+    sealing = _sealing(recipient, key)
+
+    def work() -> object:
+        hmac.digest(secret, message, "sha512")
+        app_secret = hmac.digest(secret, message, "sha512")
+        disk, env, signing = (HKDFExpand(SHA512(), 32, info).derive(app_secret) for _ in range(3))
+        X25519PrivateKey.from_private_bytes(env).public_key().public_bytes_raw()
+        Ed25519PrivateKey.from_private_bytes(signing).public_key().public_bytes_raw()
+        signer.sign(disk)
+        signer.sign(payload)
+        return sealing(envelope)
+
+    return work
+
+
+def _sealing(recipient: Recipient, key: RecipientKey) -> Callable[[bytes], object]:
+    if recipient.suite is Suite.X25519_SEALEDBOX:
+        box = SealedBox(PublicKey(key.public_key))
+        return box.encrypt
+    suite, public, info = HPKE_SUITES[recipient.suite], recipient._key, b"i" * 88  # noqa: SLF001  # as `seal` has it
+    return lambda plaintext: suite.encrypt(plaintext, public, info)  # type: ignore[arg-type]
