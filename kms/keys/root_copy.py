@@ -138,7 +138,8 @@ class RootCopy:
         """
         if len(plaintext) != description.plaintext_length:
             raise ValueError("another length than that of its epochs")
-        pieces = [bytes(plaintext[at : at + 32]) for at in range(0, len(plaintext), 32)]
+        starts = range(0, len(plaintext), _SECRET_LENGTH)  # dstack's roots are as long
+        pieces = [bytes(plaintext[at : at + _SECRET_LENGTH]) for at in starts]
         count = len(description.check_values)
         copy = cls(
             mode=description.mode,
