@@ -1,7 +1,7 @@
 """docs/reference/keys.md, built a second time from that page alone: nothing of `kms` is imported here.
 
-Key derivation and MACs use only hmac and hashlib. Curves, ML-KEM and AES come from `cryptography`, used
-by their primitives.
+Key derivation and MACs use only hmac and hashlib; curves come from `cryptography`. HPKE, certificates,
+published keys and files are in the other `second_…` modules beside this one.
 """
 
 import base64
@@ -11,11 +11,17 @@ import json
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-ALGORITHMS = {"disk": "symmetric-256", "env": "x25519", "signing": "ed25519", "custom": "symmetric-256"}
+from tests.golden.keys import second_p256 as p256
+
+ALGORITHMS = {
+    "disk": "symmetric-256",
+    "env": "x25519",
+    "signing": "ed25519",
+    "tls": "p-256",
+    "custom": "symmetric-256",
+}
 
 
 def label(name: str, body: bytes) -> bytes:
@@ -53,25 +59,78 @@ def identity_seed(root: bytes, generation: int) -> bytes:
     return prf(root, label("attested-kms/v1/root-identity", frame(u64(generation))))[:32]
 
 
+def challenge_message() -> bytes:
+    return label("attested-kms/v1/root-challenge", b"")
+
+
 def challenge_key(root: bytes) -> bytes:
-    return prf(root, label("attested-kms/v1/root-challenge", b""))
+    return prf(root, challenge_message())
+
+
+def check_message(mode: str, epoch: int) -> bytes:
+    return label("attested-kms/v1/root-check", frame(mode.encode(), u64(epoch)))
 
 
 def check_value(root: bytes, mode: str, epoch: int) -> bytes:
-    return prf(root, label("attested-kms/v1/root-check", frame(mode.encode(), u64(epoch))))[:32]
+    return prf(root, check_message(mode, epoch))[:32]
+
+
+def rows_key(root: bytes) -> bytes:
+    return prf(root, label("attested-kms/v1/root-rows", b""))[:32]
+
+
+def foreign_key(root: bytes) -> bytes:
+    return prf(root, label("attested-kms/v1/root-foreign", b""))[:32]
+
+
+def apps_ca_scalar(root: bytes) -> int:
+    return p256.scalar(prf(root, label("attested-kms/v1/root-apps-ca", b""))[:48])
+
+
+def in_development(message: bytes) -> bytes:
+    """Give what a development server asks of a root without a mark."""
+    return label("attested-kms/v1/root-development", frame(message))
+
+
+def expand(secret: bytes, info: bytes, length: int) -> bytes:
+    """Give the first block of HKDF-Expand with SHA-512."""
+    return hmac.new(secret, info + b"\x01", hashlib.sha512).digest()[:length]
+
+
+def app_ca_scalar(root: bytes, app_id: bytes, epoch: int) -> int:
+    info = label("attested-kms/v1/app-ca", frame(app_id, u64(epoch)))
+    return p256.scalar(expand(app_secret(root, app_id), info, 48))
+
+
+def app_key(
+    root: bytes, app_id: bytes, epoch: int, *, name: str, scope: str, scope_value: bytes, length: int
+) -> bytes:
+    kind, _, path = name.partition(":")
+    fields = frame(
+        app_id,
+        u64(epoch),
+        kind.encode(),
+        path.encode(),
+        scope.encode(),
+        scope_value,
+        ALGORITHMS[kind].encode(),
+    )
+    return expand(app_secret(root, app_id), label("attested-kms/v1/app-key", fields), length)
+
+
+def tls_scalar(root: bytes, app_id: bytes, epoch: int) -> int:
+    material = app_key(root, app_id, epoch, name="tls", scope="app", scope_value=b"", length=48)
+    return p256.scalar(material)
 
 
 def key_value(
     root: bytes, app_id: bytes, epoch: int, *, name: str, scope: str, scope_value: bytes
 ) -> tuple[str, bytes]:
-    """Give the algorithm and the value."""
-    kind, _, path = name.partition(":")
-    algorithm = ALGORITHMS[kind]
-    fields = frame(
-        app_id, u64(epoch), kind.encode(), path.encode(), scope.encode(), scope_value, algorithm.encode()
+    """Give the algorithm and the value; not of `tls`, whose value is `p256.pkcs8` of its scalar."""
+    algorithm = ALGORITHMS[name.partition(":")[0]]
+    value = bytearray(
+        app_key(root, app_id, epoch, name=name, scope=scope, scope_value=scope_value, length=32)
     )
-    message = label("attested-kms/v1/app-key", fields) + b"\x01"
-    value = bytearray(hmac.new(app_secret(root, app_id), message, hashlib.sha512).digest()[:32])
     if algorithm == "x25519":
         value[0] &= 0b11111000
         value[31] &= 0b01111111
@@ -133,56 +192,17 @@ def envelope(
     return compact(signed(seed, "attested-kms/v1/payload", compact(payload)))
 
 
+def row_mac(root: bytes, table: str, *columns: str | None) -> bytes:
+    fields = [b"\x00" if column is None else b"\x01" + column.encode() for column in columns]
+    message = label("attested-kms/v1/row", frame(table.encode(), *fields))
+    return hmac.new(rows_key(root), message, hashlib.sha256).digest()
+
+
 def challenge(root: bytes, nonce: bytes, expiry: int) -> bytes:
     body = b"\x01" + nonce + u64(expiry)
     mac = hmac.new(challenge_key(root), label("attested-kms/v1/challenge", body), hashlib.sha256).digest()
     return body + mac
 
 
-# --- RFC 9180 base mode, receiving, for KDF HKDF-SHA-256 and AEAD AES-256-GCM ---
-
-
-def _extract(salt: bytes, suite_id: bytes, name: bytes, material: bytes) -> bytes:
-    return hmac.new(salt, b"HPKE-v1" + suite_id + name + material, hashlib.sha256).digest()
-
-
-def _expand(key: bytes, suite_id: bytes, name: bytes, info: bytes, length: int) -> bytes:
-    labelled_info = length.to_bytes(2, "big") + b"HPKE-v1" + suite_id + name + info
-    return hmac.new(key, labelled_info + b"\x01", hashlib.sha256).digest()[:length]
-
-
-def _open(kem_id: int, shared_secret: bytes, ciphertext: bytes, request: bytes) -> bytes:
-    """Sections 5.1 (key schedule, mode_base) and 5.2."""
-    suite_id = b"HPKE" + kem_id.to_bytes(2, "big") + b"\x00\x01" + b"\x00\x02"
-    info = label("attested-kms/v1/release", hashlib.sha512(request).digest())
-    psk_id_hash = _extract(b"", suite_id, b"psk_id_hash", b"")
-    info_hash = _extract(b"", suite_id, b"info_hash", info)
-    context = b"\x00" + psk_id_hash + info_hash
-    secret = _extract(shared_secret, suite_id, b"secret", b"")
-    key = _expand(secret, suite_id, b"key", context, 32)
-    nonce = _expand(secret, suite_id, b"base_nonce", context, 12)
-    return AESGCM(key).decrypt(nonce, ciphertext, b"")
-
-
-def open_x25519(private: X25519PrivateKey, sealed: bytes, request: bytes) -> bytes:
-    """Section 4.1 (DHKEM) with KEM 0x0020."""
-    enc, ciphertext = sealed[:32], sealed[32:]
-    suite_id = b"KEM" + (0x0020).to_bytes(2, "big")
-    shared = private.exchange(X25519PublicKey.from_public_bytes(enc))
-    context = enc + private.public_key().public_bytes_raw()
-    prk = _extract(b"", suite_id, b"eae_prk", shared)
-    secret = _expand(prk, suite_id, b"shared_secret", context, 32)
-    return _open(0x0020, secret, ciphertext, request)
-
-
-def open_hybrid(mlkem: MLKEM768PrivateKey, x25519: X25519PrivateKey, sealed: bytes, request: bytes) -> bytes:
-    """X-Wing, KEM 0x647a."""
-    ct_mlkem, ct_x25519, ciphertext = sealed[:1088], sealed[1088:1120], sealed[1120:]
-    secret = hashlib.sha3_256(
-        mlkem.decapsulate(ct_mlkem)
-        + x25519.exchange(X25519PublicKey.from_public_bytes(ct_x25519))
-        + ct_x25519
-        + x25519.public_key().public_bytes_raw()
-        + bytes.fromhex("5c2e2f2f5e5c")
-    ).digest()
-    return _open(0x647A, secret, ciphertext, request)
+def release_info(request: bytes) -> bytes:
+    return label("attested-kms/v1/release", hashlib.sha512(request).digest())
