@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import collateral, measurement, policy, verification
+from bench import collateral, keys, measurement, policy, verification
 from bench.pairs import Case
 
-_PARTS = ("measurement", "verification", "collateral", "policy")
+_PARTS = ("measurement", "verification", "keys", "collateral", "policy")
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
@@ -43,6 +43,8 @@ def _cases(parts: Sequence[str], rounds: int) -> Iterator[Case]:
             yield from measurement.cases(Path(folder), rounds)
     if "verification" in parts:
         yield from verification.cases(rounds)
+    if "keys" in parts:
+        yield from keys.cases(rounds)
     if "collateral" in parts:
         with tempfile.TemporaryDirectory() as folder:
             yield from collateral.cases(Path(folder), rounds)

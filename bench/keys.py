@@ -2,19 +2,23 @@
 
 The work: ask the root for the app's secret, derive ``disk``, ``env`` and ``signing``, sign statement and
 payload, seal the envelope. The floor does the same cryptography with everything lying ready: no framing, no
-JSON, no checks.
+JSON, no checks. Of a root in Vault it is one bare HTTP request beside that. Vault is a real one, where
+`tests/servers/build_vault.sh` has built it.
 """
 
 import asyncio
+import base64
 import hmac
 import os
 import secrets
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
+import pytest
+import requests
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA512
@@ -32,6 +36,7 @@ from kms.keys.root_messages import FOUNDING_EPOCH, Mode, app_message, identity_m
 from kms.keys.sealing import HPKE_SUITES, Recipient, Suite, seal
 from kms.rootkey import CheckedRoot, RootAccess, create_provider
 from kms.rootkey.provider import RootProvider
+from tests.servers.vault import VaultServer, find_vault
 
 _NOW: Final = datetime(2026, 11, 21, 12, tzinfo=UTC)
 _APP: Final = AppId(b"a" * 20)
@@ -42,8 +47,17 @@ _BATCH: Final = 20
 _PAYLOAD: Final = 1108  # bytes that are signed, and bytes that are sealed, of these three keys
 _ENVELOPE: Final = 1650
 _AIM: Final = 1.3
+_VAULT_SUITE: Final = Suite.HPKE_MLKEM768X25519
 
 T = TypeVar("T")
+
+
+class Run(Protocol):
+    """Runs a coroutine in the event loop of all of these cases."""
+
+    def __call__(self, work: Coroutine[Any, Any, T], /) -> T:
+        """Give what it gives."""
+        ...
 
 
 def cases(rounds: int) -> Iterator[Case]:
@@ -70,6 +84,57 @@ def cases(rounds: int) -> Iterator[Case]:
                 aims={"primitives": _AIM},
             )
         run(root.close())
+        yield from _in_vault(Path(name), run, identity, secret, rounds)
+
+
+def _in_vault(folder: Path, run: Run, identity: Identity, secret: bytes, rounds: int) -> Iterator[Case]:
+    """Do the work with roots in Vault; `secret` is only what the floor's MACs are made with."""
+    try:
+        find_vault()
+    except pytest.skip.Exception:
+        print("no Vault: see tests/servers/build_vault.sh")
+        return
+    server = VaultServer(folder)
+    key = RecipientKey.generate(_VAULT_SUITE)
+    recipient = Recipient.parse(_VAULT_SUITE.value, key.public_key)
+    local = _floor(secret, recipient, key)
+    try:
+        for scheme in ("vault-transit", "vault-kv"):
+            uri, access = server.fresh_uri(scheme), server.access(Mode.PRODUCTION)
+            provider = run(create_provider(uri, access, now=_NOW, random=secrets.token_bytes))
+            root = run(_checked(provider))
+            floor: dict[str, Work] = {"primitives": local}
+            if scheme == "vault-transit":
+                request = _bare_request(server, uri)
+                floor = {"and one request": lambda request=request: (request(), local())}  # type: ignore[misc]
+            yield by_turns(
+                f"3 keys derived, signed and sealed: {scheme}, {_VAULT_SUITE.value}",
+                {"ours": lambda root=root: run(_work(root, identity, recipient)), **floor},  # type: ignore[misc]
+                rounds=rounds,
+                batch=_BATCH if scheme == "vault-kv" else 1,
+            )
+            run(root.close())
+    finally:
+        server.stop()
+
+
+def _bare_request(server: VaultServer, uri: str) -> Work:
+    """Give the request that asks Vault for two MACs, over a connection that is open."""
+    mount, _, key = uri.partition(":")[2].rpartition("/")
+    batch = [{"input": base64.b64encode(each).decode("ascii")} for each in (b"c" * 60, app_message(_APP))]
+    session = requests.Session()
+    session.trust_env = False
+    session.verify = str(server.ca)
+    session.headers["X-Vault-Token"] = server.root.token
+    url = f"{server.address}/v1/{mount}/hmac/{key}/sha2-512"
+    body: dict[str, Any] = {"batch_input": batch, "key_version": 1}
+
+    def ask() -> object:
+        answer = session.post(url, json=body, timeout=10)
+        answer.raise_for_status()
+        return answer.json()
+
+    return ask
 
 
 class _Values:

@@ -8,7 +8,7 @@ from kms.errors import LedgerUnavailable, RootKeyUnavailable
 from kms.kds.service import CollateralService
 from kms.policy_folder.watching import FolderWatcher
 from kms.policy_following import FollowedPolicies
-from kms.ports import RootKey
+from kms.ports import Epochs, RootKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,7 @@ class NotReady:
     policies: FollowedPolicies
     decisions: DecisionStore
     root_key: RootKey
+    epochs: Epochs
     collateral: CollateralService
     watcher: FolderWatcher | None
 
@@ -40,8 +41,10 @@ class NotReady:
         reasons = [name for name, holds in found.items() if holds]
         try:
             await self.revisions.head()
-        except LedgerUnavailable:
-            reasons.append("database-unavailable")
+            await self.epochs.epochs()
+        except LedgerUnavailable as error:
+            untrusted = error.reason == "epochs-untrusted"
+            reasons.append(error.reason if untrusted else "database-unavailable")
         try:
             await self.root_key.check()
         except RootKeyUnavailable as error:

@@ -8,9 +8,9 @@
      "nonce": "<base64url, 12 bytes>", "ciphertext": "<base64url>"}
 
 The key (32 bytes) is Argon2id (RFC 9106, version 0x13) of the passphrase's bytes; the ciphertext is
-AES-256-GCM, its tag last, of the text of `kms.rootkey.root_document` or the other document. The associated data is the RFC 8785
-form of this document without `ciphertext`: the format's name is the label, and no parameter can be changed.
-Salt and nonce are new in each file that is written.
+AES-256-GCM, its tag last, of the text of `kms.rootkey.root_document` or the other document. The associated
+data is the RFC 8785 form of this document without `ciphertext`: the format's name is the label, and no
+parameter can be changed. Salt and nonce are new in each file that is written.
 """
 
 import json

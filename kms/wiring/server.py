@@ -75,6 +75,7 @@ async def _build(settings: Settings, told: asyncio.Event, stack: AsyncExitStack)
         policies=parts.followed,
         decisions=core.decisions,
         root_key=desk.root_key,
+        epochs=desk.epochs,
         collateral=core.collateral,
         watcher=watcher,
     )
