@@ -10,9 +10,8 @@ from kms.boot_info import BootInfo
 from kms.checks import Check
 from kms.keys.apps_ca import AppsCa
 from kms.keys.identity import Identity
-from kms.keys.signed import Signed
 from kms.ledger.budget import StrangerBudget
-from kms.ports import Clock, Decisions, Epochs, ForeignRoots, Policies, Randomness, RootKey
+from kms.ports import Clock, Decisions, Epochs, ForeignRoots, Identities, Policies, Randomness, RootKey
 from kms.snp.advisories import Advisories
 from kms.strict_json import JsonValue
 
@@ -60,8 +59,7 @@ class Refused:
 class ReleaseDesk:
     """Everything that a release needs, joined by `kms.wiring`.
 
-    `identity` is the one in use; `former_identities` are the public keys (32 bytes) of those before it, which
-    guests may still name, and `hand_overs` their words for the ones that followed, oldest first.
+    `identity` is the generation that this server signs with, `identities` are all that there are now.
     """
 
     clock: Clock
@@ -75,14 +73,16 @@ class ReleaseDesk:
     apps_ca: AppsCa = field(repr=False)
     foreign: ForeignRoots
     identity: Identity
-    hand_overs: tuple[Signed, ...] = ()
-    former_identities: frozenset[bytes] = frozenset()
+    identities: Identities
     challenge_key: bytes = field(repr=False)
     challenge_lifetime: timedelta
     development: bool
     stranger_budget: StrangerBudget = field(default_factory=lambda: StrangerBudget(STRANGERS_PER_MINUTE))
 
-    @property
-    def identities(self) -> frozenset[bytes]:
-        """The public keys of every generation of the identity: app documents may name any of them."""
-        return self.former_identities | {self.identity.public_key}
+    async def identities_beside(self, named: bytes | None) -> frozenset[bytes]:
+        """Give the public keys that an app document may name, which names `named` (32 bytes, or nothing).
+
+        Any generation may be named; the others are only looked up where it is not the one in use.
+        """
+        own = frozenset({self.identity.public_key})
+        return own if named is None or named in own else (await self.identities.known()).public_keys

@@ -10,6 +10,7 @@ from kms.evidence.launch import Launch, NamedApp
 from kms.identifiers import ChipId, Measurement
 from kms.keys.dstack import DstackRoots
 from kms.keys.epochs import EpochTable
+from kms.keys.hand_over import KnownIdentities
 from kms.ledger.entries import DecisionEntry
 from kms.measurement.images import LaunchHint
 from kms.policy.compiled import Policy
@@ -69,6 +70,20 @@ class Epochs(Protocol):
         Raises:
             LedgerUnavailable: it did not answer; or reason ``epochs-untrusted``: what it says was not written
                 by a KMS, or is older than what this server has used.
+
+        """
+        ...
+
+
+class Identities(Protocol):
+    """The generations of the KMS identity."""
+
+    async def known(self) -> KnownIdentities:
+        """Give the public keys of all generations, and how each handed over to the next.
+
+        Raises:
+            LedgerUnavailable: the database did not answer, or says what this KMS did not write.
+            RootKeyUnavailable: one of them was never derived yet, and the root cannot be used now.
 
         """
         ...

@@ -155,7 +155,7 @@ async def _judge(
     circumstances = Circumstances(
         now=case.now,
         development=desk.development,
-        kms_identities=desk.identities,
+        kms_identities=await desk.identities_beside(None if document is None else document.kms_identity),
         advisories=desk.advisories,
     )
     decision = decide(active.policy, boot_info, request.ask, context_of(circumstances, launch, document))

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 
 from kms.errors import RootKeyUnavailable
 from kms.keys.epochs import Epoch, EpochTable
+from kms.keys.hand_over import KnownIdentities, hand_overs
+from kms.keys.identity import Identity
 from kms.keys.root_messages import FOUNDING_EPOCH
 
 ROOT_SECRET = b"r" * 32
@@ -53,4 +55,19 @@ class FixedEpochs:
                 )
                 for number in range(1, self.count + 1)
             )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FixedIdentities:
+    """Implements `kms.ports.Identities`: these generations, oldest first, each later one made at `made_at`."""
+
+    generations: tuple[Identity, ...]
+    made_at: datetime
+
+    async def known(self) -> KnownIdentities:
+        later = len(self.generations) - 1
+        return KnownIdentities(
+            frozenset(each.public_key for each in self.generations),
+            hand_overs(self.generations, [self.made_at] * later),
         )

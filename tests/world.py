@@ -375,6 +375,7 @@ async def open_world(
         apps_ca=keys.apps_ca,
         foreign=keys.foreign,
         identity=keys.identity,
+        identities=keys.identities,
         challenge_key=keys.challenge_key,
         challenge_lifetime=timedelta(seconds=300),
         development=development,

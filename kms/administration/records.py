@@ -26,7 +26,7 @@ from kms.policy.findings import PolicyInvalid
 from kms.policy.places import Written
 from kms.policy.revision import Revision
 from kms.policy.rules import Rules
-from kms.ports import Clock, Epochs, Policies
+from kms.ports import Clock, Epochs, Identities, Policies
 from kms.request import parse_request
 from kms.snp.advisories import Advisories
 from kms.snp.verify import VerifiedReport
@@ -46,8 +46,8 @@ _NOTHING_IN_FORCE: Final = Revision.from_canonical(b"[]")  # it allows nobody
 class RecordAdministration:
     """Implements `kms.administration.office.RecordWork`.
 
-    `epochs` gives the epochs of the root, and `kms_identities` are the KMS's public keys (32 bytes): nothing
-    here can derive a key.
+    `epochs` gives the epochs of the root, and `identities` are those of this KMS: nothing here can
+    derive a key.
     """
 
     records: Records
@@ -59,7 +59,7 @@ class RecordAdministration:
     clock: Clock
     beside: Beside
     epochs: Epochs
-    kms_identities: frozenset[bytes]
+    identities: Identities
     development: bool
 
     async def releases(self, actor: Actor, wanted: RecordFilter, *, limit: int) -> Json:
@@ -109,7 +109,7 @@ class RecordAdministration:
             claim=None if asked is None else asked.ask.app,
             keys=() if asked is None else asked.ask.keys,
             hint=parsed.hint,
-            kms_identities=self.kms_identities,
+            kms_identities=(await self.identities.known()).public_keys,
         )
         outcome, missing = await authenticate(
             self.authenticator,

@@ -13,7 +13,7 @@ from kms.operator_ports import Records
 from kms.policy.compiled import Policy
 from kms.policy.revision import Revision
 from kms.policy_authority import PolicyUntrusted
-from kms.ports import Clock, Policies
+from kms.ports import Clock, Identities, Policies
 from kms.snp.advisories import Advisories
 
 
@@ -25,7 +25,7 @@ class RecordRehearsal:
     policies: Policies
     clock: Clock
     development: bool
-    kms_identities: frozenset[bytes]
+    identities: Identities
     advisories: Advisories
     beside: Beside
     pause: Callable[[], Awaitable[None]]
@@ -48,7 +48,7 @@ class RecordRehearsal:
             circumstances=Circumstances(
                 now=now,
                 development=self.development,
-                kms_identities=self.kms_identities,
+                kms_identities=(await self.identities.known()).public_keys,
                 advisories=self.advisories,
             ),
             in_force=None if active is None else active.policy,

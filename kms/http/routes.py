@@ -104,7 +104,7 @@ def guest_routes(
         epochs = await desk.epochs.epochs()
         body = {
             "identity": b64url(desk.identity.public_key),
-            "previous": [each.to_json() for each in desk.hand_overs],
+            "previous": [each.to_json() for each in (await desk.identities.known()).hand_overs],
             "tls_ca": tls_ca,
             "epochs": list(epochs.available(desk.clock())),
             "version": __version__,

@@ -68,6 +68,14 @@ class HandOver:
         return read
 
 
+@dataclass(frozen=True, slots=True)
+class KnownIdentities:
+    """The public keys (32 bytes) of every generation, and what each signed of the next, oldest first."""
+
+    public_keys: frozenset[bytes]
+    hand_overs: tuple[Signed, ...]
+
+
 def hand_overs(identities: Sequence[Identity], made_at: Sequence[datetime]) -> tuple[Signed, ...]:
     """Sign every hand-over from generation 1 on: the same bytes on every server and after every start.
 

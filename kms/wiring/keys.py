@@ -8,19 +8,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kms.anchor import FileAnchor
 from kms.database.foreign_roots import ForeignRootStore
 from kms.database.keys import KeyStore
+from kms.identity_book import FIRST_GENERATION, IdentityBook
 from kms.keys.apps_ca import AppsCa
-from kms.keys.hand_over import hand_overs
 from kms.keys.identity import Identity
 from kms.keys.root_messages import (
     FOUNDING_EPOCH,
     apps_ca_message,
     challenge_message,
     foreign_message,
-    identity_message,
     rows_message,
 )
 from kms.keys.row_seal import RowSeal
-from kms.keys.signed import Signed
 from kms.operator_ports import RootVersions
 from kms.ports import Clock, RootKey
 
@@ -46,8 +44,7 @@ class KeyParts:
     foreign: ForeignRootStore
     identity: Identity
     founding_identity: bytes
-    former_identities: frozenset[bytes]
-    hand_overs: tuple[Signed, ...]
+    identities: IdentityBook
     apps_ca: AppsCa
     challenge_key: bytes = field(repr=False)
 
@@ -64,23 +61,16 @@ async def key_parts(engine: AsyncEngine, root: Root, *, anchor: FileAnchor, cloc
     seal = RowSeal(await root.prf(FOUNDING_EPOCH, rows_message()))
     register = KeyStore(engine, clock, seal, anchor=anchor)
     await register.found(_FOUNDED_BY)
-    later = await register.generations()
-    identities = [await identity_of(root, number) for number in (1, *(each.number for each in later))]
+    book = IdentityBook(root, register)
     foreign_key = (await root.prf(FOUNDING_EPOCH, foreign_message()))[:_FOREIGN_KEY_LENGTH]
     return KeyParts(
         root=root,
         seal=seal,
         register=register,
         foreign=ForeignRootStore(engine, clock, foreign_key),
-        identity=identities[-1],
-        founding_identity=identities[0].public_key,
-        former_identities=frozenset(each.public_key for each in identities[:-1]),
-        hand_overs=hand_overs(identities, [each.made_at for each in later]),
+        identity=await book.newest(),
+        founding_identity=(await book.identity(FIRST_GENERATION)).public_key,
+        identities=book,
         apps_ca=AppsCa.from_prf(await root.prf(FOUNDING_EPOCH, apps_ca_message())),
         challenge_key=await root.prf(FOUNDING_EPOCH, challenge_message()),
     )
-
-
-async def identity_of(root: RootKey, generation: int) -> Identity:
-    """Derive the KMS identity of a generation."""
-    return Identity.from_prf(await root.prf(FOUNDING_EPOCH, identity_message(generation)))

@@ -25,7 +25,7 @@ from kms.preflight import check_settings
 from kms.rootkey import CheckedRoot
 from kms.settings import Settings
 from kms.wiring.core import OneAtATime, PolicyParts, build_core
-from kms.wiring.keys import KeyParts, identity_of
+from kms.wiring.keys import KeyParts
 
 
 @asynccontextmanager
@@ -74,10 +74,10 @@ def build_office(
     policies: Policies,
 ) -> Office:
     """Build operators' work beside a release desk; `policies` give the one in force."""
-    changer, journal, identities = parts.changer, parts.journal, desk.identities
+    changer, journal = parts.changer, parts.journal
 
     async def public_key(generation: int) -> bytes:
-        return (await identity_of(keys.root, generation)).public_key
+        return (await keys.identities.identity(generation)).public_key
 
     beside = OneAtATime()
     records = DecisionRecords(engine)
@@ -94,7 +94,7 @@ def build_office(
                 policies=policies,
                 clock=desk.clock,
                 development=desk.development,
-                kms_identities=identities,
+                identities=desk.identities,
                 advisories=desk.advisories,
                 beside=beside,
                 pause=partial(asyncio.sleep, 0),
@@ -110,7 +110,7 @@ def build_office(
             clock=desk.clock,
             beside=beside,
             epochs=desk.epochs,
-            kms_identities=identities,
+            identities=desk.identities,
             development=desk.development,
         ),
         images=ImageAdministration(policies=policies, journal=journal, beside=beside),

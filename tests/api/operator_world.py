@@ -15,6 +15,7 @@ from kms.errors import Unauthenticated
 from kms.http.app import create_app
 from kms.http.limits import AddressLimiter
 from kms.http.routes import Readiness
+from kms.keys.apps_ca import AppsCa
 from kms.operators import Actor, Proof, Role
 from tests.fake_office import FakeOffice
 
@@ -27,6 +28,7 @@ class Desk:
     """Only what the application itself asks of a desk."""
 
     development: bool = False
+    apps_ca: AppsCa = field(default_factory=lambda: AppsCa.from_prf(bytes(64)))
 
 
 @dataclass

@@ -72,7 +72,7 @@ def work(world: World, actions: MemoryActions | None = None) -> RecordAdministra
         clock=desk.clock,
         beside=asyncio.to_thread,
         epochs=desk.epochs,
-        kms_identities=desk.identities,
+        identities=desk.identities,
         development=desk.development,
     )
 

@@ -33,7 +33,7 @@ def explained(world: World, evidence: dict[str, Any], claim: AppClaim | None) ->
         app_document=parsed.app_document,
         policy=policy,
         claim=claim,
-        kms_identities=world.desk.identities,
+        kms_identities=frozenset({world.desk.identity.public_key}),
     )
     trust = world.desk.authenticator
     outcome = verify(parsed.report, parsed.certificates, trust.roots, world.now[0], trust.revocation)

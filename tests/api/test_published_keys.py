@@ -18,7 +18,7 @@ from kms.errors import RootKeyUnavailable
 from kms.identifiers import AppId
 from kms.keys.env_key import read_env_key
 from kms.keys.env_sealing import SealedEnv
-from kms.keys.hand_over import follow, hand_overs
+from kms.keys.hand_over import follow
 from kms.keys.identity import Identity
 from kms.keys.root_messages import FOUNDING_EPOCH
 from kms.keys.signed import Signed
@@ -26,7 +26,7 @@ from kms.labels import ENV_KEY, SIGNING_STATEMENT
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product
 from kms.strict_json import Fields
-from tests.roots import ROOT_SECRET, FixedEpochs, MemoryRoot
+from tests.roots import ROOT_SECRET, FixedEpochs, FixedIdentities, MemoryRoot
 from tests.world import APP_ID, NOW, Answer, World, app_document, open_world
 
 Hierarchies = Mapping[Product, AmdHierarchy]
@@ -262,10 +262,12 @@ class TestIdentity:
     async def test_hand_overs_are_published_oldest_first(
         self, tmp_path: Path, simulated_hierarchies: Hierarchies
     ) -> None:
-        generations = [Identity.from_prf(bytes([number]) * 64) for number in (1, 2, 3)]
+        generations = tuple(Identity.from_prf(bytes([number]) * 64) for number in (1, 2, 3))
 
         def rotated(desk: ReleaseDesk) -> ReleaseDesk:
-            return replace(desk, identity=generations[-1], hand_overs=hand_overs(generations, [NOW, NOW]))
+            return replace(
+                desk, identity=generations[-1], identities=FixedIdentities(generations, made_at=NOW)
+            )
 
         async with open_world(tmp_path, simulated_hierarchies[Product.MILAN], change_desk=rotated) as world:
             body = (await world.client.get("/v1/identity")).json()

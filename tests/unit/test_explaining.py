@@ -141,7 +141,7 @@ async def explain(stored: Stored) -> dict[str, Any]:
         clock=lambda: NOW,
         beside=at_once,
         epochs=unused,
-        kms_identities=frozenset(),
+        identities=unused,
         development=False,
     )
     return await work.explain(actor(), "0a" * 16)

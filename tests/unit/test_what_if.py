@@ -71,7 +71,7 @@ def circumstances(world: World, **changes: Any) -> Circumstances:
     now = Circumstances(
         now=world.now[0],
         development=world.desk.development,
-        kms_identities=world.desk.identities,
+        kms_identities=frozenset({world.desk.identity.public_key}),
         advisories=world.desk.advisories,
     )
     return replace(now, **changes)
