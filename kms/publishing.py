@@ -4,9 +4,8 @@ Nobody is authenticated here and nothing is recorded, for nothing here is secret
 stranger learns no more than that, and cannot make the root work without end.
 """
 
-from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
 
 from kms.desk import ReleaseDesk
 from kms.errors import NotFound
@@ -19,10 +18,6 @@ from kms.keys.root_messages import app_message
 from kms.keys.signed import Signed
 from kms.labels import ENV_KEY, SIGNING_STATEMENT
 from kms.policy.documents import AppDocument
-
-# Some 1500 bytes each. Only what the policy lists gets in, so that strangers cannot push it out: as long as
-# apps times epochs are fewer, each asks the root once.
-_MOST_KEPT: Final = 65_536
 
 
 async def listed_app(desk: ReleaseDesk, app_id: AppId, kind: KeyKind) -> AppDocument:
@@ -45,7 +40,7 @@ async def listed_app(desk: ReleaseDesk, app_id: AppId, kind: KeyKind) -> AppDocu
 
 
 async def published_epoch(desk: ReleaseDesk, app_id: AppId, kind: KeyKind, asked: int | None) -> int:
-    """Give the epoch of the key that is published: as asked, else the app's pinned one, else the current one.
+    """Give the epoch of the key that is published, the one that a guest would get (`EpochTable.choose`).
 
     Raises:
         NotFound: as `listed_app`; or reason ``epoch-unavailable``: that epoch is given to nobody.
@@ -53,15 +48,23 @@ async def published_epoch(desk: ReleaseDesk, app_id: AppId, kind: KeyKind, asked
 
     """
     app = await listed_app(desk, app_id, kind)
-    available = (await desk.epochs.epochs()).available(desk.clock())
-    epoch = asked or app.epoch or (available[-1] if available else None)
-    if epoch not in available:
+    table, now = await desk.epochs.epochs(), desk.clock()
+    epoch = table.choose(asked, app.epoch, now)
+    if epoch not in table.available(now):
         raise NotFound("no such key epoch is available", reason="epoch-unavailable")
     return epoch
 
 
 @dataclass(frozen=True, slots=True)
-class _PublicHalves:
+class Place:
+    """Where keys are derived: an app in one epoch."""
+
+    app_id: AppId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublicHalves:
     """An app's public keys in one epoch, 32 bytes each, and the certificate (PEM) of its CA."""
 
     env: bytes
@@ -69,12 +72,26 @@ class _PublicHalves:
     app_ca: str
 
 
-class PublishedKeys:
-    """Signs what is published of apps' keys. Their public halves are kept in memory, and nothing else."""
+async def derive_public_halves(desk: ReleaseDesk, place: Place) -> PublicHalves:
+    """Ask the root, once, for all that is published of an app in an epoch. Raises `RootKeyUnavailable`."""
+    secret = await desk.root_key.prf(place.epoch, app_message(place.app_id))
+    return PublicHalves(
+        env=_public_half(desk, secret, KeyKind.ENV, place),
+        signing=_public_half(desk, secret, KeyKind.SIGNING, place),
+        app_ca=to_pem(desk.apps_ca.app_ca(secret, place.app_id, place.epoch).certificate),
+    )
 
-    def __init__(self, desk: ReleaseDesk) -> None:
+
+class PublishedKeys:
+    """Signs what is published of apps' keys.
+
+    `halves` gives what `derive_public_halves` does, from memory where it can: strangers ask, and the root may
+    be an HSM. It is asked only for what the policy lists.
+    """
+
+    def __init__(self, desk: ReleaseDesk, halves: Callable[[Place], Awaitable[PublicHalves]]) -> None:
         self._desk = desk
-        self._kept: OrderedDict[tuple[AppId, int], _PublicHalves] = OrderedDict()
+        self._halves = halves
 
     async def env_key(self, app_id: AppId, epoch: int | None) -> Signed:
         """Give the public key to which the app's environment is sealed, signed by the KMS identity and dated.
@@ -85,7 +102,7 @@ class PublishedKeys:
 
         """
         chosen = await published_epoch(self._desk, app_id, KeyKind.ENV, epoch)
-        public_key = (await self._halves(app_id, chosen)).env
+        public_key = (await self._halves(Place(app_id, chosen))).env
         text = env_key_text(app_id, chosen, public_key, self._desk.clock())
         return Signed.by(self._desk.identity, ENV_KEY, text)
 
@@ -97,7 +114,7 @@ class PublishedKeys:
 
         """
         chosen = await published_epoch(self._desk, app_id, KeyKind.SIGNING, epoch)
-        public_key = (await self._halves(app_id, chosen)).signing
+        public_key = (await self._halves(Place(app_id, chosen))).signing
         return Signed.by(
             self._desk.identity, SIGNING_STATEMENT, signing_statement(app_id, chosen, public_key)
         )
@@ -110,37 +127,22 @@ class PublishedKeys:
 
         """
         chosen = await published_epoch(self._desk, app_id, KeyKind.TLS, epoch)
-        return chosen, (await self._halves(app_id, chosen)).app_ca
+        return chosen, (await self._halves(Place(app_id, chosen))).app_ca
 
-    async def _halves(self, app_id: AppId, epoch: int) -> _PublicHalves:
-        """Derive them, or find them as they were derived: strangers ask, and the root may be an HSM."""
-        place = (app_id, epoch)
-        halves = self._kept.get(place)
-        if halves is None:
-            secret = await self._desk.root_key.prf(epoch, app_message(app_id))
-            halves = self._kept[place] = _PublicHalves(
-                env=self._public_half(secret, KeyKind.ENV, *place),
-                signing=self._public_half(secret, KeyKind.SIGNING, *place),
-                app_ca=to_pem(self._desk.apps_ca.app_ca(secret, *place).certificate),
-            )
-            if len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(place)
-        return halves
 
-    def _public_half(self, secret: bytes, kind: KeyKind, app_id: AppId, epoch: int) -> bytes:
-        key = derive(
-            secret,
-            _of_the_app(kind),
-            epoch,
-            app_id=app_id,
-            instance_id=None,
-            chip_id=None,
-            identity=self._desk.identity,
-        )
-        if key.public_key is None:
-            raise ValueError(f"{kind} has no public half")
-        return key.public_key
+def _public_half(desk: ReleaseDesk, secret: bytes, kind: KeyKind, place: Place) -> bytes:
+    key = derive(
+        secret,
+        _of_the_app(kind),
+        place.epoch,
+        app_id=place.app_id,
+        instance_id=None,
+        chip_id=None,
+        identity=desk.identity,
+    )
+    if key.public_key is None:
+        raise ValueError(f"{kind} has no public half")
+    return key.public_key
 
 
 def _of_the_app(kind: KeyKind) -> KeyRequest:

@@ -34,13 +34,13 @@ def parser() -> Parser:
         " env` opens it. Exit status: 0 sealed, 1 an answer that must not be used, 2 wrong use, no such app,"
         " not an environment file, or no server.",
         example="kms env seal --app 86e59625be93207bc2351c4d1bba20037cec8e16 --server https://kms:8443"
-        " --ca ca.pem --identity @kms.id --out app.env.sealed app.env",
+        " --ca ca.pem --identity @kms.id --output app.env.sealed app.env",
     )
     add = command.add_argument
     add("file", metavar="FILE", help="NAME=VALUE lines, blank lines and # comments; - for standard input")
     add("--app", metavar="ID", required=True, help="the app's id: 40 or 64 hex digits")
     add("--epoch", metavar="N", type=integer, help="seal to this epoch (default: the one that guests get)")
-    add("--out", metavar="FILE", type=Path, help="write or replace this file (default: standard output)")
+    add("--output", metavar="FILE", type=Path, help="write or replace this file (default: standard output)")
     add("--raw", action="store_true", help="seal any bytes, not only an environment file")
     add_server_options(command, pin_from="From the operator of the KMS, not from the server itself")
     command.set_defaults(run=telling_refusals("kms env", _seal))
@@ -54,21 +54,21 @@ def _seal(arguments: argparse.Namespace) -> int:
     content = _read(arguments)
     key = _fetch_key(arguments)
     file = SealedEnv.seal(content, key).to_json()
-    if arguments.out is None:
+    if arguments.output is None:
         sys.stdout.write(file.decode("ascii"))
         return OK
-    _write(arguments.out, file)
+    _write(arguments.output, file)
     if arguments.json:
         print_json(
             {
                 "app_id": key.app_id.hex(),
                 "epoch": key.epoch,
                 "identity": b64url(key.identity),
-                "out": str(arguments.out),
+                "output": str(arguments.output),
             }
         )
     else:
-        sys.stdout.write(f"sealed to app {key.app_id.hex()}, epoch {key.epoch}: {arguments.out}\n")
+        sys.stdout.write(f"sealed to app {key.app_id.hex()}, epoch {key.epoch}: {arguments.output}\n")
     return OK
 
 

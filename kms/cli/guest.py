@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kms.cli.asking import telling_refusals
 from kms.cli.guest_env import add_env
@@ -11,11 +11,12 @@ from kms.cli.guest_machine import add_machine_options, check_secret_place, fetch
 from kms.cli.output import OK, Unreadable, WrongUse, read_file
 from kms.cli.parsers import Group, Parser, integer, run_group
 
-_MAX_CSR = 16 << 10  # bytes of PEM; the server takes 4096 of DER
-
 if TYPE_CHECKING:
     from kms.keys.envelope import Payload
     from kms.keys.names import KeyRequest
+
+_MAX_CSR: Final = 16 << 10  # bytes of PEM; the server takes 4096 of DER
+_DER: Final = b"\x30"  # how a SEQUENCE begins; PEM may have text before it
 
 
 def main(argv: list[str]) -> int:
@@ -38,19 +39,20 @@ def _add_fetch(group: Group) -> None:
         description="Prove what this machine is and fetch its keys. One key goes to standard output as raw"
         " bytes, for a pipe (tls as PEM: key, certificate, the two authorities above it); several need"
         " --json or --output. --json prints the keys, unless --output holds them. Keys are never shown on a"
-        " terminal. Exit status: 0 keys, 1 refused by the server or an answer that must not be used, 2 wrong"
-        " use, no evidence or no server.",
+        " terminal. Around a rotation, ask for keys of both epochs: --key 'disk#1' --key 'disk#2'. Exit"
+        " status: 0 keys, 1 refused by the server or an answer that must not be used, 2 wrong use, no"
+        " evidence or no server.",
         example="kms guest fetch --server https://kms:8443 --ca ca.pem --identity @kms.id --key disk"
         " --app-document app.json | cryptsetup open /dev/vdb data --key-file -",
     )
     add = command.add_argument
     add(
         "--key",
-        metavar="NAME[@SCOPE]",
+        metavar="NAME[@SCOPE][#EPOCH]",
         action="append",
         required=True,
         help="disk, env, signing, tls, custom:PATH, or dstack:disk@instance, dstack:env, dstack:k256; scope"
-        " app (default), instance or chip; repeat for more",
+        " app (default), instance or chip; epoch as with --epoch; repeat for more",
     )
     add(
         "--csr",
@@ -59,7 +61,12 @@ def _add_fetch(group: Group) -> None:
         help="with --key tls: certificate request (PEM or DER) of this machine's own P-256 key; of it only"
         " the key is used, and what comes are certificates alone",
     )
-    add("--epoch", metavar="N", type=integer, help="of every key (default: the app's current one)")
+    add(
+        "--epoch",
+        metavar="N",
+        type=integer,
+        help="of keys that name none themselves (default: the app's current one); dstack's have none",
+    )
     add("--output", metavar="FILE", type=Path, help="new file, 0600: raw bytes of one key, JSON of several")
     add_machine_options(command)
     command.set_defaults(run=telling_refusals("kms guest", _fetch))
@@ -71,7 +78,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
         raise WrongUse("several keys need --json or --output")
     keys = _keys(arguments)
     check_secret_place(output, "--output", allow_disk=arguments.allow_disk)
-    payload = fetch(arguments, keys, csr=_certificate_request(arguments))
+    payload = fetch(arguments, keys, csr=_certificate_request(arguments.csr, keys))
     raw = value_of(payload.keys[0]) if len(keys) == 1 else _document(payload, values=True)
     if output is not None:
         from kms.guest.secret_file import write_secret
@@ -85,34 +92,55 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 
 def _keys(arguments: argparse.Namespace) -> "list[KeyRequest]":
-    from kms.keys.names import KeyRequest
-
-    keys = []
-    for text in arguments.key:
-        name, at, scope = text.partition("@")
-        try:
-            keys.append(KeyRequest.parse(name, scope if at else "app", arguments.epoch))
-        except ValueError as error:
-            raise WrongUse(f"--key: {error}") from None
-    return keys
+    try:
+        return [_key(text, arguments.epoch) for text in arguments.key]
+    except ValueError as error:
+        raise WrongUse(f"--key: {error}") from None
 
 
-def _certificate_request(arguments: argparse.Namespace) -> bytes | None:
-    """Give the DER of the file that `--csr` names."""
-    if arguments.csr is None:
+def _key(text: str, default: int | None) -> "KeyRequest":
+    """Read ``NAME[@SCOPE][#EPOCH]``; `default` is the epoch where none is named. Raises `ValueError`."""
+    from kms.keys.names import DSTACK_KINDS, KeyName, KeyRequest, Scope
+
+    words, numbered, number = text.partition("#")
+    name_text, scoped, scope_text = words.partition("@")
+    name, scope = KeyName.parse(name_text), Scope.parse(scope_text) if scoped else Scope.APP
+    if not numbered:
+        return KeyRequest(name, scope, None if name.kind in DSTACK_KINDS else default)
+    try:
+        epoch = integer(number)
+    except ValueError:
+        raise ValueError("an epoch is a number, 1 or more") from None
+    return KeyRequest(name, scope, epoch)
+
+
+def _certificate_request(path: Path | None, keys: "list[KeyRequest]") -> bytes | None:
+    """Give the DER of the file that `--csr` names, if the server would take it too."""
+    if path is None:
         return None
-    if "tls" not in arguments.key:
+    from kms.keys import certificate_request
+    from kms.keys.names import KeyKind
+
+    if not any(key.name.kind is KeyKind.TLS for key in keys):
         raise WrongUse("--csr goes with --key tls")
+    data = read_file(path, at_most=_MAX_CSR)
+    try:
+        der = data if data.startswith(_DER) else _from_pem(data)
+        certificate_request.read(der)
+    except ValueError as error:
+        raise Unreadable(f"{path}: {error}") from None
+    return der
+
+
+def _from_pem(data: bytes) -> bytes:
+    """Give the DER of a certificate request in PEM. Raises `ValueError`."""
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    data = read_file(arguments.csr, at_most=_MAX_CSR)
-    if not data.startswith(b"-----"):
-        return data
     try:
         return x509.load_pem_x509_csr(data).public_bytes(Encoding.DER)
-    except ValueError:
-        raise Unreadable(f"{arguments.csr}: not a certificate request") from None
+    except (ValueError, x509.InvalidVersion):  # the last is no ValueError
+        raise ValueError("not a certificate request") from None
 
 
 def _document(payload: "Payload", *, values: bool) -> bytes:

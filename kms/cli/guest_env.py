@@ -16,15 +16,15 @@ def add_env(group: Group) -> None:
         "env",
         summary="open a sealed environment file",
         description="Prove what this machine is, fetch the app's `env` key of the epoch that the file names,"
-        " and open the file. The environment goes to standard output, for a pipe, or to --out; it is never"
+        " and open the file. The environment goes to standard output, for a pipe, or to --output; it is never"
         " shown on a terminal. That it opens says nothing about who wrote it: compare its digest with a"
         " measured one, or check a signature. Exit status: 0 opened, 1 refused by the server, or the file is"
         " for another app or key, 2 wrong use, no sealed environment, no evidence or no server.",
         example="kms guest env --server https://kms:8443 --ca ca.pem --identity @kms.id"
-        " --app-document app.json --out /run/app.env app.env.sealed",
+        " --app-document app.json --output /run/app.env app.env.sealed",
     )
     command.add_argument("file", metavar="FILE", type=Path, help="what `kms env seal` wrote")
-    command.add_argument("--out", metavar="FILE", type=Path, help="new file, 0600, in memory")
+    command.add_argument("--output", metavar="FILE", type=Path, help="new file, 0600, in memory")
     add_machine_options(command)
     command.set_defaults(run=telling_refusals("kms guest", _env))
 
@@ -33,7 +33,7 @@ def _env(arguments: argparse.Namespace) -> int:
     from kms.keys.env_sealing import MAX_FILE, SealedEnv, SealedEnvRejected
     from kms.keys.names import KeyRequest
 
-    check_secret_place(arguments.out, "--out", allow_disk=arguments.allow_disk)
+    check_secret_place(arguments.output, "--output", allow_disk=arguments.allow_disk)
     sealed = SealedEnv.parse(read_file(arguments.file, at_most=MAX_FILE))
     payload = fetch(arguments, [KeyRequest.parse("env", "app", sealed.epoch)])
     [key] = payload.keys
@@ -48,10 +48,10 @@ def _env(arguments: argparse.Namespace) -> int:
         "epoch": key.epoch,
         "bytes": len(environment),
     }
-    if arguments.out is not None:
+    if arguments.output is not None:
         from kms.guest.secret_file import write_secret
 
-        write_secret(arguments.out, environment, allow_disk=arguments.allow_disk)
+        write_secret(arguments.output, environment, allow_disk=arguments.allow_disk)
     elif arguments.json:
         from kms.encoding import b64url
 

@@ -6,6 +6,8 @@
 import argparse
 import math
 import os
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kms.cli.output import WrongUse
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 _LONGEST = 366 * 24 * 3600.0  # seconds
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _LONGEST_SPAN = 10 * 366 * 24 * 3600  # seconds: every date minus it is a date
+# 32 bytes as base64url; one in 64 begins as an option does.
+_KEY_LIKE_AN_OPTION = re.compile(r"-[A-Za-z0-9_-]{42}=?")
 
 
 class Help(argparse.HelpFormatter):
@@ -32,13 +36,20 @@ class Help(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises `WrongUse`; whoever called it knows whether to answer in JSON.
 
-    Options are not abbreviated: ``--trust`` must not stand for ``--trust-any-kms-identity``.
+    Options are not abbreviated: ``--trust`` must not stand for ``--trust-any-kms-identity``. A key that
+    begins with ``-`` is taken after ``--identity`` all the same.
     """
 
     def __init__(self, *, allow_abbrev: bool = False, **options: Any) -> None:
         super().__init__(allow_abbrev=allow_abbrev, **options)
 
     # Without `override`: importing it costs a third of the time in which `kms measure` starts.
+    def parse_known_args(  # type: ignore[explicit-override]
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse what is for this parser; `argparse` calls it for each level of a command."""
+        return super().parse_known_args(None if args is None else _join_identity(args), namespace)
+
     def error(self, message: str) -> NoReturn:  # type: ignore[explicit-override]
         """Say what is wrong with the command line."""
         raise WrongUse(message, usage=self.format_usage())
@@ -124,6 +135,17 @@ def moment(text: str) -> "datetime":
     except ValueError as error:
         raise argparse.ArgumentTypeError("write a time as 2026-11-22T12:00:00Z") from error
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+def _join_identity(words: Iterable[str]) -> list[str]:
+    """Write ``--identity -abc…`` as ``--identity=-abc…``: `argparse` takes the first for two options."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--identity" and _KEY_LIKE_AN_OPTION.fullmatch(word):
+            joined[-1] = f"--identity={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _sentence(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -22,13 +24,17 @@ from kms.http.schemas import (
     ReleaseAnswer,
     problem_responses,
 )
-from kms.publishing import PublishedKeys
+from kms.http.shared_work import SharedWork
+from kms.publishing import PublishedKeys, derive_public_halves
 from kms.release import issue_challenge, release
 from kms.strict_json import Fields, JsonError, parse
 
 _log = structlog.get_logger("kms.release")
 
 _NO_STORE = {"Cache-Control": "no-store"}
+# Apps in epochs, some 1500 bytes each. Only what the policy lists gets in, so that strangers cannot push it
+# out: as long as there are fewer, each asks the root once.
+_MOST_PUBLISHED: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +49,7 @@ def guest_routes(
 ) -> APIRouter:
     """Make the routes that a guest or anybody may ask."""
     router = APIRouter()
-    published = PublishedKeys(desk)
+    published = PublishedKeys(desk, SharedWork(partial(derive_public_halves, desk), most=_MOST_PUBLISHED))
     router.include_router(app_routes(published))
     router.include_router(ca_routes(published, desk.apps_ca))
 

@@ -15,6 +15,7 @@ from typing_extensions import override
 from kms.desk import ReleaseDesk
 from kms.encoding import b64url, from_base64
 from kms.errors import RootKeyUnavailable
+from kms.http import shared_work
 from kms.identifiers import AppId
 from kms.keys.env_key import read_env_key
 from kms.keys.env_sealing import SealedEnv
@@ -228,14 +229,16 @@ class TestTheRoot:
         assert sorted(root.asked) == [1, 1, 2, 2]
 
     async def test_while_it_is_gone_what_is_known_is_published_and_the_rest_is_503(
-        self, rotated: World, root: CountingRoot
+        self, rotated: World, root: CountingRoot, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(shared_work, "FAILURE_LASTS", 0.1)
         before = await published(rotated, "env")
         root.gone = True
         assert await published(rotated, "env") == before
         answer = await get(rotated, "env", "?epoch=1")
         answer.check_refused(503, "root-key-unavailable", "root-key-unreachable")
         root.gone = False
+        await asyncio.sleep(0.5)
         assert (await published(rotated, "env", "?epoch=1"))["epoch"] == 1
 
     async def test_only_so_many_strangers_wait_for_it(self, rotated: World, root: CountingRoot) -> None:
@@ -247,6 +250,17 @@ class TestTheRoot:
         root.answering.set()
         statuses = [(await task).status for task in waiting]
         assert (statuses.count(200), statuses.count(429)) == (64, 16)
+        assert root.asked == [2]
+
+    async def test_while_it_is_gone_strangers_do_not_ask_it_one_by_one(
+        self, rotated: World, root: CountingRoot, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shared_work, "FAILURE_LASTS", 60.0)  # longer than this takes
+        root.gone = True
+        for answer in await asyncio.gather(*(get(rotated, kind) for kind in KINDS * 30)):
+            answer.check_refused(503, "root-key-unavailable", "root-key-unreachable")
+        (await get(rotated, "signing")).check_refused(503, "root-key-unavailable", "root-key-unreachable")
+        assert root.asked == [2]
 
     async def test_a_revocation_wins_over_what_is_known(self, world: World) -> None:
         await published(world, "env")

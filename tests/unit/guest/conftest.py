@@ -17,7 +17,7 @@ from kms.identifiers import AppId
 from kms.keys.env_key import env_key_text
 from kms.keys.envelope import build_envelope
 from kms.keys.identity import Identity
-from kms.keys.names import KeyKind, KeyRequest
+from kms.keys.names import DSTACK_KINDS, KeyKind, KeyRequest
 from kms.keys.released import ReleasedKey
 from kms.keys.sealing import Suite, seal
 from kms.keys.signed import Signed
@@ -122,9 +122,8 @@ class FakeKms:
         if key.name.kind is KeyKind.ENV:
             value = self.env_private.private_bytes_raw()
             public_key = self.env_private.public_key().public_bytes_raw()
-        return ReleasedKey(
-            name=key.name, scope=key.scope, epoch=key.epoch or 1, value=value, public_key=public_key
-        )
+        epoch = None if key.name.kind in DSTACK_KINDS else key.epoch or 1
+        return ReleasedKey(name=key.name, scope=key.scope, epoch=epoch, value=value, public_key=public_key)
 
 
 def value_of(key: KeyRequest) -> bytes:

@@ -1,6 +1,8 @@
 """A guest that wants certificates: with the app's key, or for a key of its own."""
 
+import json
 import sys
+from base64 import b64encode
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,7 +47,7 @@ class Certifying(FakeKms):
         if self.instead is not None:
             point = p256.point_of(self.instead.public_key())
         chain = certify(
-            APPS_CA.app_ca(SECRET, APP_ID, 1),
+            APPS_CA.app_ca(SECRET, APP_ID, key.epoch or 1),
             point,
             names=("payments.internal",),
             life=timedelta(days=7),
@@ -56,7 +58,12 @@ class Certifying(FakeKms):
         with_value = key.certificate_for is None if self.gives_value is None else self.gives_value
         value = p256.to_pkcs8(self.instead or APPS_KEY) if with_value else None
         return ReleasedKey(
-            name=key.name, scope=key.scope, epoch=1, value=value, public_key=point, certificate_chain=chain
+            name=key.name,
+            scope=key.scope,
+            epoch=key.epoch or 1,
+            value=value,
+            public_key=point,
+            certificate_chain=chain,
         )
 
 
@@ -66,6 +73,30 @@ def request_for(key: ec.EllipticCurvePrivateKey) -> x509.CertificateSigningReque
 
 def der(key: ec.EllipticCurvePrivateKey) -> bytes:
     return request_for(key).public_bytes(Encoding.DER)
+
+
+def of_version(number: int) -> bytes:
+    """Give a request of another version: `cryptography` has an error of its own for it, no `ValueError`."""
+    return der(APPS_KEY).replace(b"\x02\x01\x00", bytes([2, 1, number]), 1)
+
+
+def in_pem(content: bytes) -> bytes:
+    lines = b64encode(content)
+    return b"-----BEGIN CERTIFICATE REQUEST-----\n%b\n-----END CERTIFICATE REQUEST-----\n" % lines
+
+
+NO_REQUESTS = {
+    "nothing": b"",
+    "a letter": b"x",
+    "cut PEM": b"-----BEGIN CERTIFICATE REQUEST-----\nx\n",
+    "a letter in PEM": in_pem(b"x"),
+    "another version": of_version(7),
+    "another version in PEM": in_pem(of_version(7)),
+    "another curve": der(ec.generate_private_key(ec.SECP384R1())),
+    "another signature": der(APPS_KEY)[:-1] + bytes([der(APPS_KEY)[-1] ^ 1]),
+    "more than the server takes": der(APPS_KEY) + bytes(4096),
+    "too long to be read": bytes(17 << 10),
+}
 
 
 @pytest.fixture
@@ -161,8 +192,32 @@ class TestCommand:
         assert self.fetch("--key", "disk", "--csr", str(tmp_path / "x"), "--output", str(tmp_path / "y")) == 2
         assert kms.challenges == 0
 
-    @pytest.mark.parametrize("content", [b"", b"x", b"-----BEGIN CERTIFICATE REQUEST-----\nx\n"])
-    def test_what_is_none(self, tmp_path: Path, content: bytes) -> None:
+    def test_text_before_the_pem(self, tmp_path: Path) -> None:
+        """As `openssl req -text` writes it."""
+        own = ec.generate_private_key(ec.SECP256R1())
+        request, output = tmp_path / "own.csr", tmp_path / "tls.pem"
+        request.write_bytes(
+            b"Certificate Request:\n    Data:\n" + request_for(own).public_bytes(Encoding.PEM)
+        )
+        assert self.fetch("--key", "tls", "--csr", str(request), "--output", str(output)) == 0
+
+    def test_one_for_the_keys_of_both_epochs(self, tmp_path: Path, kms: Certifying) -> None:
+        own = ec.generate_private_key(ec.SECP256R1())
+        request, output = tmp_path / "own.csr", tmp_path / "tls.json"
+        request.write_bytes(der(own))
+        keys = ["--key", "tls@app#1", "--key", "tls#2"]
+        assert self.fetch(*keys, "--csr", str(request), "--output", str(output)) == 0
+        point = p256.point_of(own.public_key())
+        assert [(key.epoch, key.certificate_for) for key in kms.asked] == [(1, point), (2, point)]
+
+    @pytest.mark.parametrize("content", NO_REQUESTS.values(), ids=NO_REQUESTS)
+    def test_what_the_server_would_refuse_is_refused_here(
+        self, tmp_path: Path, kms: Certifying, capfdbinary: pytest.CaptureFixture[bytes], content: bytes
+    ) -> None:
         request = tmp_path / "own.csr"
         request.write_bytes(content)
-        assert self.fetch("--key", "tls", "--csr", str(request), "--output", str(tmp_path / "y")) == 2
+        keys = ["--key", "tls", "--csr", str(request), "--output", str(tmp_path / "y")]
+        assert self.fetch(*keys, "--json") == 2
+        error = json.loads(capfdbinary.readouterr().out)["error"]
+        assert (error["code"], str(request) in error["detail"]) == ("unreadable", True)
+        assert kms.challenges == 0

@@ -65,6 +65,21 @@ def test_several_keys_are_one_json_document(fetch: Fetch, capfdbinary: Captured)
     assert from_base64(shown["keys"][0]["value"]) == value_of(DISK)
 
 
+def test_keys_of_several_epochs_at_once(fetch: Fetch, kms: FakeKms, capfdbinary: Captured) -> None:
+    keys = ["disk#1", "disk@app#2", "custom:a/b@instance#0x3", "env", "dstack:disk@instance"]
+    assert fetch(*(word for key in keys for word in ("--key", key)), "--epoch", "4", "--json") == 0
+    [request] = kms.requests
+    assert [(str(key.name), key.scope, key.epoch) for key in request.ask.keys] == [
+        ("disk", "app", 1),
+        ("disk", "app", 2),
+        ("custom:a/b", "instance", 3),
+        ("env", "app", 4),
+        ("dstack:disk", "instance", None),
+    ]
+    shown = json.loads(capfdbinary.readouterr().out)["keys"]
+    assert [key["epoch"] for key in shown] == [1, 2, 3, 4, None]
+
+
 def test_a_file_holds_the_key_and_standard_output_does_not(
     fetch: Fetch, capfdbinary: Captured, tmp_path: Path
 ) -> None:
@@ -102,6 +117,16 @@ def test_a_terminal_never_shows_a_key(
         ["--key", "env@chip"],
         ["--key", "disk@"],
         ["--key", "disk@instance@app"],
+        ["--key", "disk#"],
+        ["--key", "disk#0"],
+        ["--key", "disk#-1"],
+        ["--key", "disk#1#2"],
+        ["--key", "disk#1@chip"],
+        ["--key", "disk#latest"],
+        ["--key", "disk#" + "9" * 5000],
+        ["--key", "#1"],
+        ["--key", "dstack:env#1"],
+        ["--key", "disk#1", "--key", "disk", "--epoch", "1", "--json"],
         ["--key", "disk", "--epoch", "0"],
         ["--key", "disk", "--suite", "rot13"],
         ["--key", "disk", "--app-id", "00"],
@@ -117,7 +142,7 @@ def test_a_terminal_never_shows_a_key(
         ["--key", "disk", "--epoch", "1e3"],
         ["--key", "disk", "--epoch", str(1 << 60)],
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments)[:60],
 )
 def test_wrong_use_asks_nothing(fetch: Fetch, kms: FakeKms, arguments: list[str]) -> None:
     assert fetch(*arguments) == 2

@@ -104,8 +104,8 @@ class TestBothSides:
         self, seal: Seal, open_env: Open, env: Path, tmp_path: Path, capfdbinary: Captured
     ) -> None:
         out = tmp_path / "out.sealed"
-        assert seal(env, "--out", str(out)) == 0
-        assert open_env(out, "--allow-disk", "--out", str(tmp_path / "opened")) == 0
+        assert seal(env, "--output", str(out)) == 0
+        assert open_env(out, "--allow-disk", "--output", str(tmp_path / "opened")) == 0
         assert (tmp_path / "opened").read_bytes() == ENVIRONMENT
         assert (tmp_path / "opened").stat().st_mode & 0o777 == 0o600
         captured = capfdbinary.readouterr()
@@ -130,13 +130,13 @@ class TestBothSides:
         self, seal: Seal, open_env: Open, env: Path, tmp_path: Path, capfdbinary: Captured
     ) -> None:
         out = tmp_path / "out.sealed"
-        assert seal(env, "--json", "--out", str(out)) == 0
+        assert seal(env, "--json", "--output", str(out)) == 0
         shown = json.loads(capfdbinary.readouterr().out)
-        assert (shown["app_id"], shown["epoch"], shown["out"]) == (APP_ID.hex(), ENV_EPOCH, str(out))
+        assert (shown["app_id"], shown["epoch"], shown["output"]) == (APP_ID.hex(), ENV_EPOCH, str(out))
         assert open_env(out, "--json") == 0
         assert from_base64(json.loads(capfdbinary.readouterr().out)["environment"]) == ENVIRONMENT
         opened = str(tmp_path / "opened")
-        assert open_env(out, "--json", "--allow-disk", "--out", opened) == 0
+        assert open_env(out, "--json", "--allow-disk", "--output", opened) == 0
         assert "environment" not in json.loads(capfdbinary.readouterr().out)
 
     def test_both_follow_a_kms_to_its_new_identity_and_say_so(
@@ -145,7 +145,7 @@ class TestBothSides:
         old, new = kms.identity, Identity.from_prf(b"\x12" * 64)
         kms.signer, kms.hand_overs = new, hand_overs([old, new], [datetime.now(UTC)])
         out = env.with_name("out.sealed")
-        assert seal(env, "--out", str(out)) == 0
+        assert seal(env, "--output", str(out)) == 0
         said = capfdbinary.readouterr().err.decode()
         assert said.startswith("kms env:")
         assert said.count(b64url(new.public_key)) == 1
@@ -159,7 +159,7 @@ class TestBothSides:
 class TestOwner:
     def test_an_epoch_that_is_asked_for(self, kms: FakeKms, seal: Seal, env: Path, tmp_path: Path) -> None:
         out = str(tmp_path / "out")
-        assert seal(env, "--epoch", str(ENV_EPOCH), "--out", out) == 0
+        assert seal(env, "--epoch", str(ENV_EPOCH), "--output", out) == 0
         assert kms.env_keys[-1].query == f"epoch={ENV_EPOCH}".encode()
 
     def test_the_servers_answer_for_another_epoch(self, seal: Seal, env: Path, capfdbinary: Captured) -> None:
@@ -172,10 +172,10 @@ class TestOwner:
         """Who seals to an impostor's key has handed over the secrets."""
         kms.signer = IMPOSTOR
         out = tmp_path / "out"
-        assert seal(env, "--json", "--out", str(out)) == 1
+        assert seal(env, "--json", "--output", str(out)) == 1
         assert error_of(capfdbinary)["reason"] == "identity-mismatch"
         assert not out.exists()
-        assert seal(env, "--trust-any-kms-identity", "--out", str(out)) == 0
+        assert seal(env, "--trust-any-kms-identity", "--output", str(out)) == 0
 
     def test_another_apps_key_replayed(
         self, kms: FakeKms, seal: Seal, env: Path, capfdbinary: Captured
@@ -275,7 +275,7 @@ class TestOwner:
     ) -> None:
         path, out = tmp_path / "raw", tmp_path / "out"
         path.write_bytes(b"\0\r\n")
-        assert seal(path, "--raw", "--out", str(out)) == 0
+        assert seal(path, "--raw", "--output", str(out)) == 0
         capfdbinary.readouterr()
         assert open_env(out) == 0
         assert capfdbinary.readouterr().out == b"\0\r\n"
@@ -310,9 +310,9 @@ class TestOwner:
     def test_a_place_that_cannot_be_written_leaves_nothing_behind(
         self, seal: Seal, env: Path, tmp_path: Path
     ) -> None:
-        assert seal(env, "--out", str(tmp_path / "no" / "such")) == 2
+        assert seal(env, "--output", str(tmp_path / "no" / "such")) == 2
         (tmp_path / "folder").mkdir()
-        assert seal(env, "--out", str(tmp_path / "folder")) == 2
+        assert seal(env, "--output", str(tmp_path / "folder")) == 2
         assert list(tmp_path.glob(".*")) == []
 
 
@@ -366,6 +366,6 @@ class TestGuest:
         self, kms: FakeKms, open_env: Open, sealed: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "opened").write_bytes(b"old")
-        assert open_env(sealed, "--allow-disk", "--out", str(tmp_path / "opened")) == 2
+        assert open_env(sealed, "--allow-disk", "--output", str(tmp_path / "opened")) == 2
         assert (tmp_path / "opened").read_bytes() == b"old"
         assert kms.challenges == 0
