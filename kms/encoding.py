@@ -1,4 +1,4 @@
-"""Strict text encodings: base64url, standard base64, hex, RFC 3339, and the JSON that we sign.
+"""Strict text encodings of bytes and times: base64url, standard base64, hex, RFC 3339.
 
 Every accepted text has exactly one meaning, and (alphabet and padding apart) every value has exactly one
 accepted text, so that nothing can be smuggled in a second spelling of the same bytes.
@@ -6,7 +6,6 @@ accepted text, so that nothing can be smuggled in a second spelling of the same 
 
 import base64
 import binascii
-import json
 import re
 from datetime import UTC, datetime
 from typing import Final
@@ -16,12 +15,6 @@ _BASE64URL = re.compile(r"[A-Za-z0-9_-]*={0,2}")
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 _NUMBER = re.compile(r"0x[0-9a-f]+")
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"  # RFC 3339, UTC, whole seconds
-_COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
-
-
-def compact_json(document: object) -> bytes:
-    """Give JSON without spaces, members in their order, ASCII only: the form of the texts that we sign."""
-    return _COMPACT.encode(document).encode("ascii")
 
 
 def b64url(data: bytes) -> str:

@@ -56,8 +56,13 @@ class RootKey(Protocol):
         """
         ...
 
-    async def check(self) -> None:
-        """Ask whether the root can be used now. Raises `RootKeyUnavailable`: its reason says why not."""
+    async def check(self, epoch: int) -> None:
+        """Ask whether the root can be used now, also for `epoch`.
+
+        Raises:
+            RootKeyUnavailable: its reason says why not.
+
+        """
         ...
 
 
@@ -271,6 +276,10 @@ class PolicyMoved(Exception):
     """The revision that judged is no longer the active one."""
 
 
+class EpochsMoved(Exception):
+    """An epoch of the keys on their way was retired since it was looked up."""
+
+
 class Decisions(Protocol):
     """The durable record of decisions, and the memory of spent challenges."""
 
@@ -281,12 +290,13 @@ class Decisions(Protocol):
     async def record(self, entry: DecisionEntry, challenge_expires_at: datetime | None) -> None:
         """Make a decision durable, in one transaction, or raise and leave no trace.
 
-        The transaction requires that `entry.policy_revision` (if any) is still the active revision and
-        that `entry.challenge` (if any) is unspent, and spends it. It is on stable storage when this
-        returns.
+        The transaction requires that `entry.policy_revision` (if any) is still the active revision, that none
+        of `entry.epochs` is retired, and that `entry.challenge` (if any) is unspent, and spends it. It is on
+        stable storage when this returns.
 
         Raises:
             PolicyMoved: another revision is active; judge again.
+            EpochsMoved: an epoch is retired; judge again.
             ChallengeUsed: somebody else won the challenge.
             LedgerUnavailable: it could not be written.
 

@@ -6,9 +6,10 @@ from kms.database.decisions import DecisionStore
 from kms.database.policy_store import PolicyStore
 from kms.errors import LedgerUnavailable, RootKeyUnavailable
 from kms.kds.service import CollateralService
+from kms.keys.root_messages import FOUNDING_EPOCH
 from kms.policy_folder.watching import FolderWatcher
 from kms.policy_following import FollowedPolicies
-from kms.ports import Epochs, RootKey
+from kms.ports import Clock, Epochs, RootKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class NotReady:
     decisions: DecisionStore
     root_key: RootKey
     epochs: Epochs
+    clock: Clock
     collateral: CollateralService
     watcher: FolderWatcher | None
 
@@ -39,14 +41,15 @@ class NotReady:
             "record-failing": not await self.decisions.writable(),
         }
         reasons = [name for name, holds in found.items() if holds]
+        current = None
         try:
             await self.revisions.head()
-            await self.epochs.epochs()
+            current = (await self.epochs.epochs()).current(self.clock())
         except LedgerUnavailable as error:
-            untrusted = error.reason == "epochs-untrusted"
+            untrusted = error.reason in {"epochs-untrusted", "anchor-unusable"}
             reasons.append(error.reason if untrusted else "database-unavailable")
         try:
-            await self.root_key.check()
+            await self.root_key.check(current or FOUNDING_EPOCH)
         except RootKeyUnavailable as error:
             reasons.append(error.reason)
         return tuple(reasons)

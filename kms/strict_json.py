@@ -1,4 +1,4 @@
-"""JSON as strangers may send it: one meaning, or an error.
+"""JSON as strangers may send it: one meaning, or an error; and the one form of what we sign.
 
 `parse` refuses duplicate keys, NaN and infinities, lone surrogates, bad UTF-8, numbers outside the exact
 range of an IEEE double, deep nesting, and more values than anything of ours has. `Fields` then reads an
@@ -27,8 +27,16 @@ _MAX_INTEGER_DIGITS = 16
 T = TypeVar("T")
 
 
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
+
+
 class JsonError(ValueError):
     """The text is not acceptable JSON, or a member is not what it must be. Never repeats its input."""
+
+
+def compact_json(document: object) -> bytes:
+    """Give JSON without spaces, members in their order, ASCII only: the form of the texts that we sign."""
+    return _COMPACT.encode(document).encode("ascii")
 
 
 def parse(data: bytes | bytearray, *, most_values: int = MAX_VALUES, long_texts: bool = False) -> JsonValue:

@@ -1,6 +1,7 @@
 """A root key in memory, for tests that are about something else."""
 
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -24,7 +25,7 @@ class MemoryRoot:
             raise RootKeyUnavailable("no such epoch", reason="root-epoch-missing")
         return hmac.digest(self.secrets[epoch], message, "sha512")
 
-    async def check(self) -> None:
+    async def check(self, epoch: int) -> None:
         return None
 
     async def versions(self) -> tuple[int, ...]:
@@ -33,6 +34,19 @@ class MemoryRoot:
     async def ensure(self, epoch: int) -> bytes:
         self.secrets.setdefault(epoch, bytes([epoch]) * 32)
         return (await self.prf(epoch, b"check"))[:32]
+
+
+@dataclass(slots=True)
+class StoredValues:
+    """Implements `kms.rootkey.checked.CheckValues` in memory."""
+
+    values: dict[int, bytes] = field(default_factory=dict)
+
+    async def check_values(self) -> dict[int, bytes]:
+        return dict(self.values)
+
+    async def remember_check_values(self, values: Mapping[int, bytes]) -> None:
+        self.values.update(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +74,7 @@ class FixedEpochs:
 
 @dataclass(frozen=True, slots=True)
 class FixedIdentities:
-    """Implements `kms.ports.Identities`: these generations, oldest first, each later one made at `made_at`."""
+    """Implements `kms.ports.Identities`: these generations, oldest first; the later ones of `made_at`."""
 
     generations: tuple[Identity, ...]
     made_at: datetime

@@ -5,12 +5,12 @@ They are written once and kept. There is no canonical form, so nothing may seria
 
 from collections.abc import Sequence
 
-from kms.encoding import b64url, compact_json
+from kms.encoding import b64url
 from kms.keys.names import KeyKind, KeyRequest
 from kms.keys.opening import RecipientKey
 from kms.policy.question import AppClaim
 from kms.request import ReleaseRequest, parse_request
-from kms.strict_json import JsonValue
+from kms.strict_json import JsonValue, compact_json
 
 
 def build_request(

@@ -14,7 +14,7 @@ the app id and epoch are fields again, so that a secret handed to the wrong call
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from kms.encoding import b64url, compact_json
+from kms.encoding import b64url
 from kms.identifiers import AppId, ChipId, InstanceId
 from kms.keys import p256
 from kms.keys.identity import Identity
@@ -23,6 +23,7 @@ from kms.keys.released import VALUE_LENGTH, ReleasedKey, public_half
 from kms.keys.root_messages import integer, require_prf_output
 from kms.keys.signed import Signed
 from kms.labels import APP_KEY, SIGNING_STATEMENT, frame, labelled
+from kms.strict_json import compact_json
 
 
 def obstacle(request: KeyRequest, *, instance_id: InstanceId | None, chip_id: ChipId | None) -> str | None:

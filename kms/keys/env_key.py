@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from kms.encoding import b64url, compact_json, from_whole_seconds, whole_seconds
+from kms.encoding import b64url, from_whole_seconds, whole_seconds
 from kms.errors import KmsError
 from kms.identifiers import AppId
 from kms.keys.identity import SignatureInvalid
 from kms.keys.names import Algorithm
 from kms.keys.signed import Signed, read_public_key
 from kms.labels import ENV_KEY
-from kms.strict_json import Fields, JsonError, parse
+from kms.strict_json import Fields, JsonError, compact_json, parse
 
 LONGEST_AGE: Final = timedelta(minutes=5)
 CLOCK_SKEW: Final = timedelta(minutes=1)  # by which the KMS's clock may be ahead

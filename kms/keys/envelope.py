@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from kms.encoding import compact_json
 from kms.errors import KmsError
 from kms.identifiers import AppId
 from kms.keys.certificates import check_chain
@@ -21,7 +20,7 @@ from kms.keys.released import ReleasedKey
 from kms.keys.sealing import REQUEST_DIGEST_LENGTH
 from kms.keys.signed import Signed
 from kms.labels import PAYLOAD, SIGNING_STATEMENT
-from kms.strict_json import Fields, JsonError, parse
+from kms.strict_json import Fields, JsonError, compact_json, parse
 
 MAX_KEYS: Final = 32  # protocol, section 1
 

@@ -14,12 +14,12 @@ from datetime import datetime
 from itertools import dropwhile, pairwise
 from typing import Final, NoReturn, Self
 
-from kms.encoding import b64url, compact_json, from_whole_seconds, whole_seconds
+from kms.encoding import b64url, from_whole_seconds, whole_seconds
 from kms.keys.envelope import EnvelopeRejected
 from kms.keys.identity import Identity, SignatureInvalid
 from kms.keys.signed import Signed, read_public_key
 from kms.labels import HAND_OVER
-from kms.strict_json import Fields, JsonError, parse
+from kms.strict_json import Fields, JsonError, compact_json, parse
 
 MAX_HAND_OVERS: Final = 100
 

@@ -15,9 +15,9 @@ from typing import Final, Self
 from typing_extensions import override
 
 from kms.errors import ConfigurationError, RootKeyUnavailable
-from kms.keys.root_messages import FOUNDING_EPOCH, Mode
-from kms.rootkey.encrypted_document import wipe
-from kms.rootkey.provider import SECRET_LENGTH, Opener, RootAccess, RootKeyMissing
+from kms.keys.root_messages import FOUNDING_EPOCH, SECRET_LENGTH, Mode, root_prf
+from kms.keys.wiping import wipe
+from kms.rootkey.provider import Opener, RootAccess, RootKeyMissing
 from kms.rootkey.root_document import RootDocument
 from kms.rootkey.root_file import RootFile
 
@@ -68,7 +68,7 @@ class FileRootKey:
         secret = self._secrets.get(epoch)
         if secret is None:
             raise RootKeyUnavailable(f"the root key has no epoch {epoch}", reason="root-epoch-missing")
-        return tuple(hmac.digest(secret, message, "sha512") for message in messages)
+        return tuple(root_prf(secret, message) for message in messages)
 
     async def versions(self) -> tuple[int, ...]:
         """Give the epochs that exist, oldest first, after a look at the file.

@@ -37,6 +37,7 @@ _OPEN_WITHIN: Final = 15.0  # seconds; a vendor's library may have to find its H
 _MAKE_WITHIN: Final = 15.0
 _ATTEMPTS: Final = 20  # to be the only one that makes an epoch
 _PAUSE: Final = 0.5  # seconds at most between two of them
+_MARK_LENGTH: Final = 8  # bytes; of two marks that are the same, both would make the epoch
 
 
 class Pkcs11RootKey:
@@ -63,7 +64,7 @@ class Pkcs11RootKey:
             return await self._call(self._keys.versions, _ANSWER_WITHIN)
 
     async def ensure(self, epoch: int, random: Callable[[int], bytes]) -> None:
-        """Have the token make the next epoch; `random` only says how long to wait for somebody else."""
+        """Have the token make the next epoch; `random` gives nothing of the key."""
         present = await self.versions()
         if epoch in present:
             return
@@ -99,7 +100,7 @@ class Pkcs11RootKey:
     async def _make(self, epoch: int, random: Callable[[int], bytes]) -> bool:
         for _ in range(_ATTEMPTS):
             with suppress(BeingMade):
-                return await self._call(lambda: self._keys.make(epoch), _MAKE_WITHIN)
+                return await self._call(lambda: self._keys.make(epoch, random(_MARK_LENGTH)), _MAKE_WITHIN)
             await asyncio.sleep(_PAUSE * random(1)[0] / 255)
         raise ConfigurationError(
             "somebody else is making an epoch of this root, or was killed at it",

@@ -7,6 +7,7 @@ One HMAC key for each epoch: CKA_LABEL is the root's name, CKA_ID the epoch as 8
 from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
+import structlog
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, Object, ObjectClass, SecretKey, Session
 from pkcs11.exceptions import (
     AttributeReadOnly,
@@ -23,12 +24,14 @@ from pkcs11.exceptions import (
 )
 from pkcs11.types import SignMixin
 
-from kms.errors import ConfigurationError, RootKeyUnavailable
+from kms.errors import ConfigurationError, KmsError, RootKeyUnavailable
 from kms.keys.root_messages import FOUNDING_EPOCH, integer
 from kms.rootkey.pkcs11_library import Library
 from kms.rootkey.pkcs11_session import OpenSession, TokenSession
 from kms.rootkey.pkcs11_uri import Pkcs11Uri
 from kms.rootkey.provider import RootKeyMissing
+
+_log = structlog.get_logger("kms.root-key")
 
 _KEY_BITS: Final = 512
 _MUST_BE: Final[Mapping[Attribute, bool]] = {
@@ -61,7 +64,6 @@ class TokenKeys:
     """The keys that a URI names. Whatever it does may raise what `TokenSession.do` raises."""
 
     def __init__(self, library: Library, uri: Pkcs11Uri) -> None:
-        self._library = library
         self._token = TokenSession(library, uri)
         self._label = uri.object
         self.claim_label = f"{uri.object} (being made)"
@@ -93,21 +95,35 @@ class TokenKeys:
         """
         return tuple(self._token.do(self._look))
 
-    def make(self, epoch: int) -> bool:
-        """Make the key of `epoch`; say False if it is there already.
+    def make(self, epoch: int, mark: bytes) -> bool:
+        """Make the key of `epoch`; say False if it is there already. `mark` is random, and new in each call.
 
         A token has no way to make a key only where there is none like it: two servers that look, and then
-        make, make two. So each first makes another key, its claim. Who sees two claims takes its own back and
-        comes again; who sees only its own knows that whoever comes later sees it too.
+        make, make two. So each first makes another key, its claim. Who sees somebody else's too takes its own
+        back and comes again; who sees only its own knows that whoever comes later sees it too.
+
+        CKA_ID of a claim is that of the key and then the mark, so that our own is known in a new session too.
 
         Raises:
             BeingMade: there is another claim, or another process of this machine is at it.
             ConfigurationError: the token makes no such keys; or as `versions`.
 
         """
+        claim, made = integer(epoch) + mark, False
+
+        def job(opened: OpenSession) -> bool:
+            nonlocal made
+            # Done again in a new session, it finds what it made in the old one.
+            made = self._make(opened, epoch, claim) or made
+            self._look(opened)
+            return made
+
         try:
-            with self._library.alone_on_this_machine():
-                return self._token.do(lambda opened: self._make(opened, epoch))
+            with self._token.alone_on_this_machine():
+                try:
+                    return self._token.do(job)
+                finally:
+                    self._take_back(claim)
         except BlockingIOError:
             raise BeingMade from None
 
@@ -115,21 +131,32 @@ class TokenKeys:
         """Close the session."""
         self._token.close()
 
-    def _make(self, opened: OpenSession, epoch: int) -> bool:
+    def _make(self, opened: OpenSession, epoch: int, claim: bytes) -> bool:
         session = opened.session
         if epoch in _usable(_find(session, self._label)):
             return False
-        claim = _generate(session, self.claim_label, epoch)
-        try:
-            if len(_find(session, self.claim_label)) != 1:
-                raise BeingMade
-            if epoch in _usable(_find(session, self._label)):
-                return False
-            _generate(session, self._label, epoch)
-            self._look(opened)
-        finally:
-            claim.destroy()
+        _generate(session, self.claim_label, claim)
+        if {each.id for each in _find(session, self.claim_label)} != {claim}:
+            raise BeingMade
+        if epoch in _usable(_find(session, self._label)):
+            return False
+        _generate(session, self._label, integer(epoch))
         return True
+
+    def _take_back(self, claim: bytes) -> None:
+        """Destroy our claim, in a job of its own: a key that was made is made, whatever becomes of it."""
+
+        def job(opened: OpenSession) -> None:
+            if not opened.began_now:
+                _require_logged_in(opened)
+            for each in _find(opened.session, self.claim_label):
+                if each.id == claim:
+                    each.destroy()
+
+        try:
+            self._token.do(job)
+        except KmsError as error:
+            _log.warning("root-key-claim-left", label=self.claim_label, reason=error.reason)
 
     def _look(self, opened: OpenSession) -> dict[int, SignMixin]:
         if not opened.began_now:
@@ -157,12 +184,12 @@ def _find(session: Session, label: str) -> list[SecretKey]:
     return [each for each in session.get_objects(template) if isinstance(each, SecretKey)]
 
 
-def _generate(session: Session, label: str, epoch: int) -> SecretKey:
+def _generate(session: Session, label: str, key_id: bytes) -> None:
     try:
-        return session.generate_key(
+        session.generate_key(
             KeyType.GENERIC_SECRET,
             _KEY_BITS,
-            id=integer(epoch),
+            id=key_id,
             label=label,
             store=True,
             capabilities=MechanismFlag.SIGN,
@@ -176,7 +203,7 @@ def _generate(session: Session, label: str, epoch: int) -> SecretKey:
         )
     except _MAKES_NO_SUCH_KEYS as error:
         raise ConfigurationError(
-            f"the token makes no key like that of epoch {epoch} ({type(error).__name__})",
+            f"the token makes no such key as a root's ({type(error).__name__})",
             remedy="Make it with the HSM's own program, as the operator's guide says.",
         ) from None
 

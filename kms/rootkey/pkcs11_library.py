@@ -7,14 +7,12 @@ thread and nothing else; it is a daemon, so that the process can end all the sam
 
 import asyncio
 import ctypes
-import fcntl
 import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -92,27 +90,6 @@ class Library:
                 remedy="name it by its serial number too (serial=…)",
             )
         return found[0]
-
-    @contextmanager
-    def alone_on_this_machine(self) -> Iterator[None]:
-        """Be the only process of this machine that makes a key with this library.
-
-        SoftHSM remembers what is in a token, and a process that writes in the same moment as another is never
-        told what the other wrote (Generation.cpp of 2.6.1, commit()).
-
-        Raises:
-            BlockingIOError: another process does.
-            ConfigurationError: the library's file cannot be locked.
-
-        """
-        with self._path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise
-            except OSError as error:
-                raise ConfigurationError(f"{self._path} cannot be locked: {error.strerror}") from None
-            yield
 
     def _tokens(self, uri: Pkcs11Uri) -> list[pkcs11.Token]:
         try:

@@ -1,8 +1,9 @@
 """A session with a token, opened, logged in, and opened again: blocking, for the library's thread only."""
 
 import contextlib
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -94,6 +95,33 @@ class TokenSession:
         self.close()
         raise failure
 
+    @contextlib.contextmanager
+    def alone_on_this_machine(self) -> Iterator[None]:
+        """Be the only process of this machine that makes a key with this PIN file.
+
+        SoftHSM remembers what is in a token, and a process that writes in the same moment as another is never
+        told what the other wrote (Generation.cpp of 2.6.1, commit()).
+
+        The lock (flock) is on the PIN file, because every process that makes keys of this root reads it and
+        nobody else can: the library's own file could be locked by any user of the machine, for ever.
+
+        Raises:
+            BlockingIOError: another process does.
+            PinUnfit: the PIN file cannot be locked.
+
+        """
+        path = self._uri.pin_file
+        with contextlib.ExitStack() as stack:
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                stack.callback(os.close, file)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                raise PinUnfit(f"the PIN file {path} cannot be locked: {error.strerror}") from None
+            yield
+
     def close(self) -> None:
         """Close the session."""
         opened, self._open = self._open, None
@@ -132,13 +160,10 @@ def _log_in(token: Token, pin: str) -> Session:
 def _read_pin(uri: Pkcs11Uri) -> str:
     path = uri.pin_file
     try:
-        # Root may own it: systemd's credentials are root's.
-        content = private_files.read(path, at_most=_LONGEST_PIN, owners={os.geteuid(), 0})
+        content = private_files.read_secret(path, what="PIN", at_most=_LONGEST_PIN)
         pin = content.decode().removesuffix("\n").removesuffix("\r")
-    except private_files.Unfit as error:
-        raise PinUnfit(f"the PIN file {path} {error}", remedy=f"chmod 0600 {path}") from None
-    except OSError as error:
-        raise PinUnfit(f"the PIN file {path} cannot be read: {error.strerror}") from None
+    except ConfigurationError as error:
+        raise PinUnfit(error.detail, remedy=error.remedy) from None
     except UnicodeDecodeError:
         raise PinUnfit(f"the PIN file {path} is not UTF-8") from None
     if not pin:

@@ -9,8 +9,6 @@ from kms.errors import ConfigurationError
 from kms.keys.root_messages import Mode
 from kms.rootkey.vault_access import VaultAccess
 
-SECRET_LENGTH = 32  # bytes of one epoch's root
-
 
 class RootKeyMissing(ConfigurationError):
     """There is no root key where one is configured."""

@@ -10,28 +10,24 @@
 The checksum is over the RFC 8785 form of the document without it. It finds damage, not malice: whoever
 can write the file can compute it. Against another root in this one's place there is the key-check value.
 
-Under a passphrase this text is the plaintext of another document (`kms.rootkey.encrypted_document`).
+Under a passphrase this text is the plaintext of another document (`kms.keys.passphrase_document`).
 """
 
 import hashlib
 import hmac
 import json
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 import rfc8785
 
-from kms.encoding import b64url
-from kms.keys.root_messages import FOUNDING_EPOCH, Mode
-from kms.rootkey.provider import SECRET_LENGTH
+from kms.encoding import b64url, from_whole_seconds, whole_seconds
+from kms.keys.root_messages import FOUNDING_EPOCH, MAX_EPOCHS, SECRET_LENGTH, Mode
 from kms.strict_json import Fields, JsonValue, parse_object
-
-MAX_EPOCHS: Final = 4096  # one a day for eleven years; a document of that many is still read
 
 _FORMAT: Final = "attested-kms/root-key"
 _VERSION: Final = 1
-_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"  # RFC 3339, UTC, whole seconds
 
 
 class RootDocumentError(ValueError):
@@ -66,7 +62,7 @@ def write(document: RootDocument) -> bytes:
         "format": _FORMAT,
         "version": _VERSION,
         "mode": document.mode.value,
-        "created_at": document.created_at.astimezone(UTC).strftime(_TIME),
+        "created_at": whole_seconds(document.created_at),
         "epochs": [{"epoch": epoch, "secret": b64url(secret)} for epoch, secret in document.secrets.items()],
     }
     whole = body | {"checksum": _checksum(body).hex()}
@@ -101,7 +97,7 @@ def _read(content: bytes | bytearray) -> RootDocument:
     if not hmac.compare_digest(checksum, _checksum(body)):
         raise RootDocumentError("damaged: the checksum does not fit")
     mode = fields.convert("mode", fields.text("mode"), Mode.parse)
-    created_at = fields.convert("created_at", fields.text("created_at"), _time)
+    created_at = fields.convert("created_at", fields.text("created_at"), from_whole_seconds)
     epochs = [_epoch(Fields(item, "epoch")) for item in fields.array("epochs", at_most=MAX_EPOCHS)]
     fields.end()
     if len(dict(epochs)) != len(epochs):
@@ -118,14 +114,3 @@ def _epoch(fields: Fields) -> tuple[int, bytes]:
 
 def _checksum(body: dict[str, JsonValue]) -> bytes:
     return hashlib.sha256(rfc8785.dumps(body)).digest()
-
-
-def _time(text: str) -> datetime:
-    try:
-        moment = datetime.strptime(text, _TIME).replace(tzinfo=UTC)
-    except ValueError:
-        moment = None
-    # strptime also takes fields without their leading zeros.
-    if moment is None or moment.strftime(_TIME) != text:
-        raise ValueError("not a time as YYYY-MM-DDThh:mm:ssZ")
-    return moment

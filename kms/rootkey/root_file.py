@@ -5,6 +5,7 @@ look and the read. It is only ever replaced whole, under a lock, by one that hol
 """
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,12 +14,20 @@ from typing import Final
 
 from kms import private_files
 from kms.errors import ConfigurationError
-from kms.keys.root_messages import Mode
-from kms.rootkey import encrypted_document, root_document
-from kms.rootkey.encrypted_document import SHORTEST_PASSPHRASE, NotOpened, PassphraseTooShort, wipe
-from kms.rootkey.provider import SECRET_LENGTH, RootKeyMissing
-from kms.rootkey.root_document import MAX_EPOCHS, RootDocument, RootDocumentError
+from kms.keys import passphrase_document
+from kms.keys.passphrase_document import (
+    SHORTEST_PASSPHRASE,
+    NotOpened,
+    PassphraseDocumentError,
+    PassphraseTooShort,
+)
+from kms.keys.root_messages import MAX_EPOCHS, SECRET_LENGTH, Mode
+from kms.keys.wiping import wipe
+from kms.rootkey import root_document
+from kms.rootkey.provider import RootKeyMissing
+from kms.rootkey.root_document import RootDocument, RootDocumentError
 
+_ENCRYPTED: Final = "attested-kms/root-key-encrypted"
 _AT_MOST: Final = 1 << 20  # bytes; more than `MAX_EPOCHS` need
 _RESTORE: Final = "Restore it from a backup; a new one would open no existing disk."
 
@@ -68,9 +77,9 @@ class RootFile:
 
         """
         try:
-            read = self._encrypted if encrypted_document.is_encrypted(content) else self._bare
+            read = self._encrypted if passphrase_document.is_encrypted(content, _ENCRYPTED) else self._bare
             document = read(content)
-        except RootDocumentError as error:
+        except (RootDocumentError, PassphraseDocumentError) as error:
             raise self._unusable(f"is {error}", _RESTORE) from None
         finally:
             wipe(content)
@@ -150,7 +159,7 @@ class RootFile:
                 "is encrypted", "Set KMS_ROOT_KEY_PASSPHRASE_FILE to the file with its passphrase."
             )
         try:
-            plaintext = encrypted_document.decrypt(content, self.passphrase())
+            plaintext = passphrase_document.decrypt(content, self.passphrase(), _ENCRYPTED)
         except NotOpened:
             raise self._unusable(
                 "is encrypted: the passphrase does not open it, or the file is damaged",
@@ -190,7 +199,7 @@ def _text(document: RootDocument, passphrase: Callable[[], bytes] | None) -> byt
     if passphrase is None:
         return text
     try:
-        return encrypted_document.encrypt(text, passphrase())
+        return passphrase_document.encrypt(text, passphrase(), _ENCRYPTED, random=secrets.token_bytes)
     except PassphraseTooShort:
         raise ConfigurationError(
             f"the passphrase of the root key file has fewer than {SHORTEST_PASSPHRASE} bytes",

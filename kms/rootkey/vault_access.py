@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class TokenFile:
-    """A token in a file (0600), read again whenever Vault refuses the one in use."""
+    """A token in a file (0600), read again when it is written anew, and when Vault refuses the one in use."""
 
     path: Path
 

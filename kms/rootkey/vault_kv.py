@@ -15,9 +15,10 @@ import structlog
 from typing_extensions import override
 
 from kms.errors import ConfigurationError
-from kms.keys.root_messages import FOUNDING_EPOCH, Mode
-from kms.rootkey.provider import SECRET_LENGTH, Opener, RootAccess, RootKeyMissing
-from kms.rootkey.root_document import MAX_EPOCHS, RootDocument, RootDocumentError, read, write
+from kms.keys.root_messages import FOUNDING_EPOCH, MAX_EPOCHS, SECRET_LENGTH, Mode, root_prf
+from kms.keys.wiping import wipe
+from kms.rootkey.provider import Opener, RootAccess, RootKeyMissing
+from kms.rootkey.root_document import RootDocument, RootDocumentError, read, write
 from kms.rootkey.vault_exchange import members, unavailable, whole
 from kms.rootkey.vault_location import Location, check_vault, require_vault
 from kms.rootkey.vault_session import VaultSession, closed_on_failure
@@ -49,6 +50,7 @@ class KvRootKey:
         self._path = f"{location.mount}/data/{location.name}"
         self._mode = mode
         self._secrets: dict[int, bytearray] = {}
+        self._closed = False
 
     async def outputs(self, epoch: int, messages: Sequence[bytes]) -> tuple[bytes, ...]:
         """Give HMAC-SHA-512 of each message; see `RootProvider.outputs`."""
@@ -57,7 +59,7 @@ class KvRootKey:
         secret = self._secrets.get(epoch)
         if secret is None:
             raise unavailable("root-epoch-missing", f"the root in Vault has no epoch {epoch}")
-        return tuple(hmac.digest(secret, message, "sha512") for message in messages)
+        return tuple(root_prf(secret, message) for message in messages)
 
     async def versions(self) -> tuple[int, ...]:
         """Give the epochs that are in Vault now; see `RootProvider.versions`."""
@@ -93,8 +95,9 @@ class KvRootKey:
 
     async def close(self) -> None:
         """Close the session, and overwrite the secrets. Copies that the JSON parser made are beyond reach."""
+        self._closed = True
         for secret in self._secrets.values():
-            secret[:] = bytes(len(secret))
+            wipe(secret)
         self._secrets.clear()
         await self._session.close()
 
@@ -169,6 +172,8 @@ class KvRootKey:
         return True
 
     def _keep(self, document: RootDocument) -> None:
+        if self._closed:  # meanwhile; nobody would overwrite what is kept now
+            raise unavailable("root-key-unreachable", "the root key was closed")
         for epoch, secret in document.secrets.items():
             held = self._secrets.setdefault(epoch, bytearray(secret))
             if not hmac.compare_digest(held, secret):
@@ -185,10 +190,12 @@ class _KvOpener:
     """Implements `kms.rootkey.provider.Opener`."""
 
     def check(self, rest: str, access: RootAccess) -> None:
+        """Read the location, and look at what we log in with."""
         Location.of_secret(rest)
         check_vault(access)
 
     async def open(self, rest: str, access: RootAccess) -> KvRootKey:
+        """Log in, and read the root; see `Opener.open`."""
         root = self._root(rest, access)
         async with closed_on_failure(root):
             await root.open()
@@ -197,11 +204,13 @@ class _KvOpener:
     async def create(
         self, rest: str, access: RootAccess, *, now: datetime, random: Callable[[int], bytes]
     ) -> KvRootKey:
+        """Write a root with epoch 1; see `Opener.create`."""
         return await self.restore(rest, access, {FOUNDING_EPOCH: random(SECRET_LENGTH)}, now=now)
 
     async def restore(
         self, rest: str, access: RootAccess, secrets: Mapping[int, bytes], *, now: datetime
     ) -> KvRootKey:
+        """Write a root of these secrets; see `Opener.restore`."""
         root = self._root(rest, access)
         async with closed_on_failure(root):
             await root.make(RootDocument(access.mode, now, dict(secrets)))

@@ -3,22 +3,24 @@
 Everything here runs in a thread: it reads files and waits for Vault.
 """
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from kms import private_files
 from kms.errors import ConfigurationError
 from kms.rootkey.vault_access import AppRole, Kubernetes, TokenFile
 from kms.rootkey.vault_exchange import Answer, VaultConnection, members, unavailable, whole
 
-_AT_MOST: Final = 64 << 10  # bytes of a token; a service account's, with many claims, is the longest
+_WHAT: Final = "Vault credential"
 # Vault locks a role for a quarter of an hour after five wrong secret ids, for every server that uses it, and
 # forgets them after as long without one (Vault's "user lockout", on by default).
 _REST_AFTER_REFUSAL: Final = 20 * 60.0  # seconds
+
+
+_Writing: TypeAlias = tuple[int, int, int]  # inode, time of the last change in ns, and length of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class VaultLogin:
     def __init__(self, connection: VaultConnection, way: TokenFile | AppRole | Kubernetes) -> None:
         self._connection = connection
         self._way = way
-        self._refused: tuple[int, int] | None = None  # which writing of the secret id's file
+        self._shown: _Writing | None = None  # which writing of the token file Vault has answered to
+        self._refused: _Writing | None = None  # which writing of the secret id's file
         self._rest_until = 0.0
 
     def log_in(self) -> Lease:
@@ -78,13 +81,17 @@ class VaultLogin:
         try:
             match self._way:
                 case TokenFile(path):
-                    return self._look_up(_read_own(path))
+                    return self._look_up(path)
                 case AppRole(role_id, path, mount):
                     return self._show_secret_id(role_id, path, mount)
                 case Kubernetes(role, path, mount):
                     return _granted(mount, self._show(mount, {"role": role, "jwt": _read_projected(path)}))
         except ConfigurationError as error:
             raise unavailable("root-key-token-expired", error.detail) from None
+
+    def superseded(self) -> bool:
+        """Say whether the token file was written anew since Vault answered to what was in it."""
+        return isinstance(self._way, TokenFile) and _writing(self._way.path) not in {None, self._shown}
 
     def renew(self, lease: Lease) -> Lease | None:
         """Renew a token; None where that cannot be, or no longer gives half of what it had at first."""
@@ -97,8 +104,11 @@ class VaultLogin:
             return None
         return replace(lease, seconds=seconds, since=time.monotonic())
 
-    def _look_up(self, token: str) -> Lease:
+    def _look_up(self, path: Path) -> Lease:
+        writing = _writing(path)  # before it is read: what is written in between counts as new
+        token = _read_own(path)
         answer = self._connection.exchange("get", "auth/token/lookup-self", token=token)
+        self._shown = writing
         if answer.status != 200:
             raise unavailable("root-key-token-expired", "Vault does not take the token in the token file")
         # The last part of a second is 0 seconds to Vault; so is the life of a token that never ends.
@@ -107,7 +117,7 @@ class VaultLogin:
         return _new_lease(token, seconds, answer.data.get("renewable"))
 
     def _show_secret_id(self, role_id: str, path: Path, mount: str) -> Lease:
-        writing = _writing(path)  # before it is read: what is written in between counts as new
+        writing = _writing(path)
         secret_id = _read_own(path)
         if writing == self._refused and time.monotonic() < self._rest_until:
             raise unavailable(
@@ -138,25 +148,15 @@ def _new_lease(token: str, seconds: object, renewable: object) -> Lease:
 
 
 def _read_own(path: Path) -> str:
-    return _read(path, foreign=0o077, ours=True)
+    return _text(path, private_files.read_secret(path, what=_WHAT))
 
 
 def _read_projected(path: Path) -> str:
     # Kubernetes gives it the mode and owner that it likes, and replaces it when it gets old.
-    return _read(path, foreign=0, ours=False)
+    return _text(path, private_files.read_secret(path, what=_WHAT, ours=False, foreign=0))
 
 
-def _read(path: Path, *, foreign: int, ours: bool) -> str:
-    owners = {os.geteuid(), 0} if ours else None
-    try:
-        # Followed, because mounted secrets are links; what is judged is what was opened.
-        content = private_files.read(path, at_most=_AT_MOST, owners=owners, foreign=foreign, follow=True)
-    except private_files.Unfit as error:
-        raise ConfigurationError(
-            f"{path} {error}", remedy=f"chmod 0600 {path}, as the server's user"
-        ) from None
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+def _text(path: Path, content: bytearray) -> str:
     text = content.decode("ascii", errors="replace").strip()
     # It goes into a header: a line end in it must not begin another one.
     if not text or not text.isascii() or not text.isprintable() or " " in text:
@@ -164,9 +164,9 @@ def _read(path: Path, *, foreign: int, ours: bool) -> str:
     return text
 
 
-def _writing(path: Path) -> tuple[int, int] | None:
+def _writing(path: Path) -> _Writing | None:
     try:
         status = path.stat()
     except OSError:
         return None  # reading it says why
-    return status.st_ino, status.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -139,16 +139,27 @@ class VaultSession:
 
     async def _keep_alive(self) -> None:
         lease = self._lease
-        if lease is None or not lease.due:
+        if lease is None:
             return
         try:
-            await self._in_turn(partial(self._renew, lease))
+            # Not in turn: by the breaker, a token that works to its end would be one that Vault refuses from
+            # the moment that no other can be had.
+            async with asyncio.timeout(self._patience), self._slots:
+                if await self._in_thread(self._login.superseded):
+                    await self._log_in(instead_of=lease)
+                elif lease.due:
+                    await self._renew(lease)
+        except TimeoutError:
+            self._not_renewed("root-key-slow")
         except RootKeyUnavailable as error:
-            if not self._renewal_failed:
-                _log.warning("vault-token-not-renewed", reason=error.reason)
-            self._renewal_failed = True
+            self._not_renewed(error.reason)
         else:
             self._renewal_failed = False
+
+    def _not_renewed(self, reason: str) -> None:
+        if not self._renewal_failed:
+            _log.warning("vault-token-not-renewed", reason=reason)
+        self._renewal_failed = True
 
     async def _renew(self, lease: Lease) -> None:
         renewed = await self._in_thread(partial(self._login.renew, lease))

@@ -15,8 +15,8 @@ import structlog
 from typing_extensions import override
 
 from kms.errors import ConfigurationError
-from kms.keys.root_messages import FOUNDING_EPOCH, PRF_LENGTH
-from kms.rootkey.provider import SECRET_LENGTH, NotExportable, Opener, RootAccess, RootKeyMissing
+from kms.keys.root_messages import FOUNDING_EPOCH, PRF_LENGTH, SECRET_LENGTH
+from kms.rootkey.provider import NotExportable, Opener, RootAccess, RootKeyMissing
 from kms.rootkey.vault_exchange import Answer, members, unavailable, whole
 from kms.rootkey.vault_location import Location, check_vault, require_vault
 from kms.rootkey.vault_session import VaultSession, closed_on_failure
@@ -203,10 +203,12 @@ class _TransitOpener:
     """Implements `kms.rootkey.provider.Opener`."""
 
     def check(self, rest: str, access: RootAccess) -> None:
+        """Read the location, and look at what we log in with."""
         Location.of_key(rest)
         check_vault(access)
 
     async def open(self, rest: str, access: RootAccess) -> TransitRootKey:
+        """Log in, and look at the key; see `Opener.open`."""
         root = self._root(rest, access)
         async with closed_on_failure(root):
             await root.require_usable()
@@ -215,6 +217,7 @@ class _TransitOpener:
     async def create(
         self, rest: str, access: RootAccess, *, now: datetime, random: Callable[[int], bytes]
     ) -> TransitRootKey:
+        """Have Vault make a key that is not there; see `Opener.create`."""
         del now, random  # Vault has its own
         root = self._root(rest, access)
         async with closed_on_failure(root):
@@ -224,6 +227,7 @@ class _TransitOpener:
     async def restore(
         self, rest: str, access: RootAccess, secrets: Mapping[int, bytes], *, now: datetime
     ) -> NoReturn:
+        """Refuse: a key that was outside is not one that never leaves Vault."""
         raise NotExportable(_STAYS)
 
     def _root(self, rest: str, access: RootAccess) -> TransitRootKey:

@@ -125,6 +125,7 @@ async def build_core(settings: Settings, checked: Checked, stack: AsyncExitStack
             checked.root_access,
             now=utc_now(),
             random=secrets.token_bytes,
+            may_be_made=await _is_new(stores, checked.anchor, settings),
         )
         stack.push_async_callback(root.close)
         keys = await key_parts(stores.engine, root, anchor=checked.anchor, clock=utc_now)
@@ -167,6 +168,19 @@ async def build_core(settings: Settings, checked: Checked, stack: AsyncExitStack
         collateral=collateral,
         desk=desk,
     )
+
+
+async def _is_new(stores: Stores, anchor: FileAnchor, settings: Settings) -> bool:
+    """Say whether neither the database nor the anchor knows of anything that this KMS ever did.
+
+    Raises:
+        ConfigurationError: what the anchor says cannot be told, and no root may be made without it.
+
+    """
+    if await stores.installation.check_values():
+        return False
+    anchor.require_usable(made_later=settings.data_dir)
+    return await anchor.read() is None and (await anchor.read_keys()).epochs == 0
 
 
 def revocation_rules(settings: Settings) -> Revocation:

@@ -8,6 +8,7 @@ from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from kms.administration.backups import RootCustody
 from kms.administration.images import ImageAdministration
 from kms.administration.keys import KeyAdministration
 from kms.administration.office import Office
@@ -50,6 +51,7 @@ class LocalKeys:
     root: CheckedRoot
     foreign: ForeignRootStore
     journal: Journal
+    custody: RootCustody
 
 
 @asynccontextmanager
@@ -62,8 +64,22 @@ async def open_key_stores(settings: Settings) -> AsyncIterator[LocalKeys]:
 
     """
     async with AsyncExitStack() as stack:
-        core = await build_core(settings, check_settings(settings, serving=False), stack)
-        yield LocalKeys(root=core.root, foreign=core.keys.foreign, journal=core.parts.journal)
+        checked = check_settings(settings, serving=False)
+        core = await build_core(settings, checked, stack)
+        foreign, journal = core.keys.foreign, core.parts.journal
+        yield LocalKeys(
+            root=core.root,
+            foreign=foreign,
+            journal=journal,
+            custody=RootCustody(
+                root=core.root.provider,
+                mode=checked.root_access.mode,
+                foreign=foreign,
+                journal=journal,
+                clock=core.desk.clock,
+                randomness=core.desk.randomness,
+            ),
+        )
 
 
 def build_office(

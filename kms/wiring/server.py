@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 from fastapi import FastAPI
@@ -43,6 +44,10 @@ class Kms:
     tls: ssl.SSLContext
 
 
+# What operators mend beside a server: what the database says of epochs, and what is kept outside of it.
+_MENDED_OUTSIDE: Final = frozenset({"epochs-untrusted", "anchor-unusable"})
+
+
 class ToldToStop(Exception):
     """The server was told to stop before it could be built."""
 
@@ -76,6 +81,7 @@ async def _build(settings: Settings, told: asyncio.Event, stack: AsyncExitStack)
         decisions=core.decisions,
         root_key=desk.root_key,
         epochs=desk.epochs,
+        clock=utc_now,
         collateral=core.collateral,
         watcher=watcher,
     )
@@ -115,13 +121,21 @@ async def _build(settings: Settings, told: asyncio.Event, stack: AsyncExitStack)
 async def _when_the_root_answers(
     settings: Settings, checked: Checked, told: asyncio.Event, stack: AsyncExitStack
 ) -> Core:
-    """Build the core as soon as the root key answers: a server that starts before Vault is unsealed waits."""
+    """Build the core as soon as the root key answers, and the database may be believed of its keys.
+
+    A server that starts before Vault is unsealed waits for it.
+    """
     while True:
         async with AsyncExitStack() as attempt:
             try:
                 core = await build_core(settings, checked, attempt)
             except RootKeyUnavailable as error:
                 _log.warning("root-key-awaited", reason=error.reason, cause=error.detail)
+                wait = error.retry_after
+            except LedgerUnavailable as error:
+                if error.reason not in _MENDED_OUTSIDE:
+                    raise
+                _log.error("keys-awaited", reason=error.reason, cause=error.detail)
                 wait = error.retry_after
             else:
                 await stack.enter_async_context(attempt.pop_all())
@@ -145,7 +159,8 @@ async def _policy_in_force(settings: Settings, checked: Checked, parts: PolicyPa
             await watcher.apply_at_start(checked.policy_files)
         await parts.followed.refresh()
     except PolicyUntrusted as error:
-        # The server starts, releases nothing and says why: operators mend it from where they are.
+        # The server starts, releases nothing and says why: operators mend it from where they are. (An anchor
+        # that is damaged is met before this: without it nobody can tell which identity to sign with.)
         _log.error("policy-not-followed", cause=error.detail, reason=error.reason)
     except LedgerUnavailable as error:
         raise ConfigurationError(error.detail, remedy="is the database there, and whole?") from error

@@ -22,13 +22,14 @@ class Guarantees:
 
     `marked`: the root says for which mode it was made. `exportable`: it can be had, and restored from
     outside. `held`: it is in this process's memory, so that what is in use stays usable when its place is
-    lost. `secret_length`: bytes of a root.
+    lost. `secret_length`: bytes of a root. `replaced`: the reason why nothing is made in another one's place.
     """
 
     marked: bool
     exportable: bool
     held: bool
     secret_length: int = 32
+    replaced: str = "root-key-changed"
 
 
 class Ground(Protocol):
@@ -75,7 +76,7 @@ async def _restore(ground: Ground, uri: str, secret: bytes) -> None:
 class FileGround:
     """Files."""
 
-    guarantees = Guarantees(marked=True, exportable=True, held=True)
+    guarantees = Guarantees(marked=True, exportable=True, held=True, replaced="root-key-damaged")
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

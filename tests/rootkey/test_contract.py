@@ -18,7 +18,7 @@ import hmac
 import os
 import secrets
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from multiprocessing import get_context
@@ -51,6 +51,7 @@ from kms.rootkey import (
 )
 from kms.rootkey.vault_access import TokenFile
 from tests.rootkey.grounds import NOW, Ground, create_root, open_root
+from tests.roots import StoredValues
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.xdist_group("vault")]
 
@@ -64,19 +65,6 @@ OURS = (
     foreign_message(),
 )
 EPOCHS_IN_A_RACE = range(2, 7)
-
-
-class StoredValues:
-    """Key-check values in memory."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, bytes] = {}
-
-    async def check_values(self) -> dict[int, bytes]:
-        return dict(self.values)
-
-    async def remember_check_values(self, values: Mapping[int, bytes]) -> None:
-        self.values.update(values)
 
 
 @pytest.fixture
@@ -326,11 +314,24 @@ class TestAReplacedRoot:
             for _ in range(2):
                 assert await _reason(checked) == "root-key-changed"
             with pytest.raises(RootKeyUnavailable) as caught:
-                await checked.check()
+                await checked.check(1)
             assert caught.value.reason == "root-key-changed"
         await checked.close()
         with pytest.raises(ConfigurationError, match="not the one of this database"):
             await _checked(ground, uri, stored)
+
+    async def test_gets_no_epoch_and_none_of_it_is_adopted(self, ground: Ground, uri: str) -> None:
+        stored = StoredValues()
+        checked = await _checked(ground, uri, stored)
+        await ground.replace(uri)
+        for _ in range(2):
+            with pytest.raises(RootKeyUnavailable) as caught:
+                await checked.ensure(2)
+            assert caught.value.reason == ground.guarantees.replaced
+        await checked.close()
+        assert list(stored.values) == [1]
+        async with _opened(ground, uri) as replacement:
+            assert await replacement.versions() == (1,)
 
     async def test_that_is_gone_is_missing_and_never_made_again(self, ground: Ground, uri: str) -> None:
         stored = StoredValues()
@@ -435,7 +436,14 @@ def _rotate(uri: str, access: RootAccess) -> list[tuple[bytes, ...]]:
 async def _checked(
     ground: Ground, uri: str, stored: StoredValues, mode: Mode = Mode.PRODUCTION
 ) -> CheckedRoot:
-    return await open_checked_root(uri, stored, ground.access(mode), now=NOW, random=os.urandom)
+    return await open_checked_root(
+        uri,
+        stored,
+        ground.access(mode),
+        now=NOW,
+        random=os.urandom,
+        may_be_made=not await stored.check_values(),
+    )
 
 
 async def _what_is_said(work: Awaitable[object]) -> list[str]:

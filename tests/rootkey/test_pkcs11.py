@@ -1,6 +1,7 @@
 """The ``pkcs11:`` provider alone, against SoftHSM: what only an HSM can do to a server."""
 
 import asyncio
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from pkcs11 import Session, Token, TokenFlag
+from pkcs11 import SecretKey, Session, Token, TokenFlag
+from pkcs11.exceptions import FunctionFailed
+from structlog.testing import capture_logs
 
 from kms.errors import ConfigurationError, RootKeyUnavailable
 from kms.keys.root_messages import Mode
@@ -23,6 +26,7 @@ from kms.rootkey import (
     check_uri,
     create_provider,
     open_provider,
+    pkcs11_keys,
     pkcs11_library,
     pkcs11_session,
 )
@@ -159,7 +163,7 @@ class TestKeys:
     ) -> None:
         monkeypatch.setattr(provider_module, "_PAUSE", 0.001)
         uri = softhsm.fresh_uri()
-        claim = uri.replace("?", "%20(being%20made)?")
+        claim = _claims_of(uri)
         softhsm.put(claim, 1)
         with pytest.raises(ConfigurationError, match="somebody else is making") as caught:
             await _create(uri)
@@ -169,7 +173,52 @@ class TestKeys:
         softhsm.destroy(claim, 1)
         root = await _create(uri)
         assert await root.versions() == (1,)
-        assert softhsm.show(claim, 1) == []
+        assert softhsm.count(claim) == 0
+        await root.close()
+
+    # See `TestTokens`.
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    @pytest.mark.parametrize("lost_after", ["claim", "key"])
+    async def test_that_were_made_when_the_session_was_lost_are_made_once_and_leave_no_claim(
+        self, softhsm: SoftHsm, monkeypatch: pytest.MonkeyPatch, lost_after: str
+    ) -> None:
+        made: list[str] = []
+        generate = pkcs11_keys._generate
+
+        def losing(session: Session, label: str, key_id: bytes) -> None:
+            generate(session, label, key_id)
+            made.append("claim" if "being made" in label else "key")
+            if made.count(lost_after) == 1 and made[-1] == lost_after:
+                session.close()
+
+        uri = softhsm.fresh_uri()
+        root = await _create(uri)
+        monkeypatch.setattr(pkcs11_keys, "_generate", losing)
+        await root.ensure(2, os.urandom)
+        assert await root.versions() == (1, 2)
+        assert made.count("key") == 1
+        assert softhsm.count(_claims_of(uri)) == 0
+        await root.ensure(3, os.urandom)
+        await root.close()
+
+    async def test_that_are_made_stay_where_the_claim_cannot_be_taken_back(
+        self, softhsm: SoftHsm, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(provider_module, "_PAUSE", 0.001)
+
+        def fail(_: object) -> None:
+            raise FunctionFailed
+
+        uri = softhsm.fresh_uri()
+        with monkeypatch.context() as broken:
+            broken.setattr(SecretKey, "destroy", fail)
+            with capture_logs() as logs:
+                root = await _create(uri)
+        assert "root-key-claim-left" in [entry["event"] for entry in logs]
+        assert await root.versions() == (1,)
+        with pytest.raises(ConfigurationError, match="was killed at it") as caught:
+            await root.ensure(2, os.urandom)
+        assert f"{_object(uri)} (being made)" in caught.value.remedy
         await root.close()
 
     async def test_are_not_made_while_another_process_makes_some(
@@ -177,7 +226,8 @@ class TestKeys:
     ) -> None:
         monkeypatch.setattr(provider_module, "_PAUSE", 0.001)
         root = await _create(softhsm.fresh_uri())
-        with Library.of(softhsm.library).alone_on_this_machine():
+        with softhsm.common.pin_file.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             with pytest.raises(ConfigurationError, match="somebody else is making"):
                 await root.ensure(2, os.urandom)
             assert await root.outputs(1, [b"x"])
@@ -256,6 +306,17 @@ class TestPin:
         with pytest.raises(ConfigurationError, match="others can use it") as caught:
             await open_provider(softhsm.uri(softhsm.common, pin_file), ACCESS)
         assert caught.value.remedy
+
+    async def test_file_may_be_a_link_as_mounted_secrets_are(self, softhsm: SoftHsm, tmp_path: Path) -> None:
+        link = tmp_path / "link"
+        link.symlink_to(_pin_file(tmp_path, softhsm.common.pin))
+        root = await _create(softhsm.uri(softhsm.common, link))
+        await root.ensure(2, os.urandom)
+        assert await root.versions() == (1, 2)
+        link.unlink()
+        with pytest.raises(ConfigurationError, match="cannot be locked"):
+            await root.ensure(3, os.urandom)
+        await root.close()
 
     async def test_is_nowhere_in_what_is_said(
         self, softhsm: SoftHsm, capfd: pytest.CaptureFixture[str]
@@ -396,6 +457,10 @@ class TestHungHsm:
             await root.close()
             with pytest.raises(RootKeyUnavailable):
                 await root.versions()
+
+
+def _claims_of(uri: str) -> str:
+    return uri.replace("?", "%20(being%20made)?")
 
 
 def _object(uri: str) -> str:

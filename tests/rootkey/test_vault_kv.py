@@ -145,6 +145,24 @@ async def test_a_root_that_vault_will_delete_is_named_in_the_log(vault: VaultSer
     assert [log["event"] for log in logs if log["log_level"] == "warning"] == ["root-key-deletable"]
 
 
+async def test_what_was_being_read_at_the_end_brings_no_secret_back(
+    vault: VaultServer, made: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = await open_provider(made, vault.access(Mode.PRODUCTION))
+    assert isinstance(root, KvRootKey)
+    read = root._read
+
+    async def closed_meanwhile() -> object:
+        stored = await read()
+        await root.close()
+        return stored
+
+    monkeypatch.setattr(root, "_read", closed_meanwhile)
+    with pytest.raises(RootKeyUnavailable, match="closed"):
+        await root.versions()
+    assert root._secrets == {}
+
+
 async def test_closing_overwrites_the_secrets(vault: VaultServer, made: str) -> None:
     root = await open_provider(made, vault.access(Mode.PRODUCTION))
     assert isinstance(root, KvRootKey)

@@ -70,6 +70,35 @@ async def test_an_expired_token_is_named_and_a_new_one_in_the_file_is_taken(vaul
         assert await root.outputs(1, QUESTION)
 
 
+async def test_a_new_token_in_the_file_is_used_before_the_old_one_ends(vault: VaultServer) -> None:
+    login = vault.token_login()
+    async with new_root(vault, access=vault.access(Mode.PRODUCTION, login)) as root:
+        before = await root.outputs(1, QUESTION)
+        with capture_logs() as logs:
+            login.path.write_text("hvs.refused")
+            await asyncio.sleep(2.5)
+            # The old one is kept, and Vault is not shown the same wrong one again and again.
+            assert [entry["event"] for entry in logs] == ["vault-token-not-renewed"]
+            assert await root.outputs(1, QUESTION) == before
+            login.path.write_text(vault.token())
+            await asyncio.sleep(2.5)
+        assert [entry["event"] for entry in logs] == ["vault-token-not-renewed", "vault-logged-in"]
+        assert await root.outputs(1, QUESTION) == before
+
+
+async def test_a_token_works_to_its_end_though_no_other_can_be_had(
+    vault: VaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vault_session, "_LOOK_AT_LEASE_EVERY", 0.1)
+    login = vault.approle_login(ttl="8s", token_max_ttl="8s")
+    async with new_root(vault, access=vault.access(Mode.PRODUCTION, login)) as root:
+        vault.revoke_secret_id(login)
+        await asyncio.sleep(6.8)  # some attempts have failed
+        assert await root.outputs(1, QUESTION)
+        await asyncio.sleep(1.8)
+        assert await reason(root) == "root-key-token-expired"
+
+
 async def test_one_login_replaces_a_token_that_vault_forgot_however_many_meet_it(
     vault: VaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from kms.rootkey import (
 )
 from kms.rootkey.vault_transit import TransitRootKey
 from tests.rootkey.vault_roots import NOW, QUESTION, make, new_root, opened, reason
+from tests.roots import StoredValues
 from tests.servers.vault import VaultServer
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.xdist_group("vault")]
@@ -125,23 +126,10 @@ async def test_a_version_that_vault_no_longer_lets_us_use_is_no_epoch(
         assert await root.outputs(1, QUESTION) == before
 
 
-class _Values:
-    """Key-check values in memory."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, bytes] = {}
-
-    async def check_values(self) -> dict[int, bytes]:
-        return dict(self.values)
-
-    async def remember_check_values(self, values: Mapping[int, bytes]) -> None:
-        self.values.update(values)
-
-
 async def test_a_key_that_was_deleted_and_made_again_answers_nothing(vault: VaultServer, made: str) -> None:
     access = vault.access(Mode.PRODUCTION)
     async with opened(made, access) as root:
-        checked = CheckedRoot(root, _Values(), mode=Mode.PRODUCTION, random=os.urandom)
+        checked = CheckedRoot(root, StoredValues(), mode=Mode.PRODUCTION, random=os.urandom)
         await checked.verify_all()
         assert len(await checked.prf(1, b"question")) == 64
 

@@ -75,6 +75,14 @@ class TestReadiness:
         async with built(environment) as kms:
             assert await reasons(kms) == ["policy-missing"]
 
+    async def test_an_anchor_that_is_damaged_until_it_is_mended(self, kms: Kms, tmp_path: Path) -> None:
+        anchor = tmp_path / "data" / "anchor.json"
+        whole = anchor.read_bytes()
+        anchor.write_bytes(b"{}")
+        await until(kms, ["anchor-unusable"])
+        anchor.write_bytes(whole)
+        await until(kms, [])
+
     async def test_a_folder_that_is_gone_for_a_moment(self, kms: Kms, tmp_path: Path) -> None:
         folder = tmp_path / "policies"
         folder.rename(tmp_path / "away")
@@ -152,6 +160,18 @@ class TestStart:
         root.unlink()
         assert "is lost" in (await refused(environment)).detail
         assert not root.exists()
+
+    async def test_lesson_30_none_is_made_where_the_anchor_knows_of_one(
+        self, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        """Root and database are lost, and what this server has seen is not."""
+        async with built(environment):
+            pass
+        data = tmp_path / "data"
+        for path in [data / "root-key.json", *data.glob("kms.sqlite3*")]:
+            path.unlink()
+        assert "this KMS had one" in (await refused(environment)).detail
+        assert not (data / "root-key.json").exists()
 
     async def test_lesson_30_another_root_is_refused(
         self, environment: dict[str, str], tmp_path: Path

@@ -19,9 +19,9 @@ from kms.keys import backup as module
 from kms.keys.backup import Backup, BackupRejected
 from kms.keys.dstack import DstackRoots
 from kms.keys.recovery_key import RecoveryKey, RecoveryRecipient
-from kms.keys.root_copy import MAX_EPOCHS, Description, RootCopy
-from kms.keys.root_messages import Mode
-from kms.rootkey import root_document
+from kms.keys.root_copy import Description, RootCopy
+from kms.keys.root_messages import MAX_EPOCHS, Mode
+from kms.keys.wiping import wipe
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 654321, tzinfo=UTC)
 SECRETS = {1: b"canary-one" + b"1" * 22, 2: b"canary-two" + b"2" * 22}
@@ -83,7 +83,6 @@ def test_a_root_without_imported_roots_and_with_many_epochs() -> None:
 
 def test_the_longest_one_is_read() -> None:
     """What a root key file may hold, to as many as may be listed: no backup is made that cannot be read."""
-    assert MAX_EPOCHS == root_document.MAX_EPOCHS
     root = RootCopy(
         mode=Mode.PRODUCTION,
         secrets={each: bytes([1]) * 32 for each in range(1, MAX_EPOCHS + 1)},
@@ -298,14 +297,13 @@ def test_what_is_no_root_is_never_sealed(secrets: dict[int, bytes]) -> None:
 
 def test_the_secrets_are_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     wiped: list[tuple[bytes, bytearray]] = []
-    wipe = module._wipe
 
     def recorded(buffer: bytearray) -> None:
         before = bytes(buffer)
         wipe(buffer)
         wiped.append((before, buffer))
 
-    monkeypatch.setattr(module, "_wipe", recorded)
+    monkeypatch.setattr(module, "wipe", recorded)
     sealed().open(ALICE)
     joined = SECRETS[1] + SECRETS[2] + DSTACK.ca + DSTACK.k256
     assert [before for before, _ in wiped].count(joined) == 2

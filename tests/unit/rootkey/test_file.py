@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from kms.errors import ConfigurationError, RootKeyUnavailable
+from kms.keys import passphrase_document
 from kms.keys.root_messages import Mode
-from kms.rootkey import encrypted_document
 from kms.rootkey.file import OPENER, FileRootKey, reseal
 from kms.rootkey.provider import RootAccess, RootProvider
 from kms.rootkey.root_document import RootDocument, write
@@ -40,7 +40,7 @@ def second(length: int) -> bytes:
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less memory than any file has, so that a derivation takes no time."""
-    monkeypatch.setattr(encrypted_document, "_MEMORY", 64)
+    monkeypatch.setattr(passphrase_document, "_MEMORY", 64)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kms.keys.root_messages import Mode
-from kms.rootkey.root_document import MAX_EPOCHS, RootDocument, RootDocumentError, read, write
+from kms.keys.root_messages import MAX_EPOCHS, Mode
+from kms.rootkey.root_document import RootDocument, RootDocumentError, read, write
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SECRETS = {1: bytes(range(1, 33)), 2: bytes(range(33, 65))}

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from kms.errors import ConfigurationError
-from kms.keys.root_messages import Mode
-from kms.rootkey import encrypted_document
+from kms.keys import passphrase_document
+from kms.keys.root_messages import MAX_EPOCHS, Mode
 from kms.rootkey.file import reseal
 from kms.rootkey.provider import RootKeyMissing
-from kms.rootkey.root_document import MAX_EPOCHS, RootDocument, write
+from kms.rootkey.root_document import RootDocument, write
 from kms.rootkey.root_file import RootFile
 from tests.unit.faults import Crash, fault_at, recorded
 
@@ -31,7 +31,7 @@ PASSPHRASE, ANOTHER = b"correct horse battery", b"staple correct horse"
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less memory than any file has, so that a derivation takes no time."""
-    monkeypatch.setattr(encrypted_document, "_MEMORY", 64)
+    monkeypatch.setattr(passphrase_document, "_MEMORY", 64)
 
 
 @pytest.fixture
@@ -201,14 +201,14 @@ class TestReading:
     def test_the_decrypted_text_is_overwritten(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         reseal(path, Mode.PRODUCTION, None, said(PASSPHRASE))
         decrypted = []
-        decrypt = encrypted_document.decrypt
+        decrypt = passphrase_document.decrypt
 
-        def kept(content: bytes, passphrase: bytes) -> bytearray:
-            decrypted.append(decrypt(content, passphrase))
+        def kept(content: bytes, passphrase: bytes, form: str) -> bytearray:
+            decrypted.append(decrypt(content, passphrase, form))
             assert b"epochs" in decrypted[0]
             return decrypted[0]
 
-        monkeypatch.setattr(encrypted_document, "decrypt", kept)
+        monkeypatch.setattr(passphrase_document, "decrypt", kept)
         secrets_of(path, PASSPHRASE)
         assert not any(decrypted[0])
 

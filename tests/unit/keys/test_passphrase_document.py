@@ -1,7 +1,10 @@
-"""A root document under a passphrase: what the format says, and nothing that was changed is opened."""
+"""A document under a passphrase: what the format says, and nothing that was changed is opened."""
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +12,18 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from kms.rootkey import encrypted_document
-from kms.rootkey.encrypted_document import NotOpened, PassphraseTooShort, decrypt, encrypt, is_encrypted
-from kms.rootkey.root_document import RootDocumentError
+from kms.keys import passphrase_document
+from kms.keys.passphrase_document import (
+    NotOpened,
+    PassphraseDocumentError,
+    PassphraseTooShort,
+    decrypt,
+    is_encrypted,
+)
+from kms.keys.wiping import wipe
 
 PASSPHRASE = b"correct horse battery"
+FORM = "attested-kms/root-key-encrypted"
 PLAINTEXT = b'{"secret": "canary"}'
 
 Edit = Callable[[dict[str, Any]], object]
@@ -22,12 +32,16 @@ Edit = Callable[[dict[str, Any]], object]
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less memory than any file has, so that a derivation takes no time."""
-    monkeypatch.setattr(encrypted_document, "_MEMORY", 64)
+    monkeypatch.setattr(passphrase_document, "_MEMORY", 64)
 
 
 @pytest.fixture
 def content() -> bytes:
     return encrypt(PLAINTEXT, PASSPHRASE)
+
+
+def encrypt(plaintext: bytes, passphrase: bytes) -> bytes:
+    return passphrase_document.encrypt(plaintext, passphrase, FORM, random=os.urandom)
 
 
 def unbase64(text: str) -> bytes:
@@ -41,9 +55,9 @@ def edited(content: bytes, edit: Edit) -> bytes:
 
 
 def test_what_is_encrypted_is_decrypted(content: bytes) -> None:
-    assert is_encrypted(content)
+    assert is_encrypted(content, FORM)
     assert b"canary" not in content
-    assert decrypt(content, PASSPHRASE) == PLAINTEXT
+    assert decrypt(content, PASSPHRASE, FORM) == PLAINTEXT
 
 
 def test_a_file_is_opened_by_what_the_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +100,7 @@ def test_a_file_of_the_first_version_is_opened_for_ever(monkeypatch: pytest.Monk
  "ciphertext": "zqXSOIvUMWDEdFApbqnI2UMlpTOVwd6zyWPkFnJncnAMX4Vf"
 }
 """
-    assert decrypt(content, PASSPHRASE) == PLAINTEXT
+    assert decrypt(content, PASSPHRASE, FORM) == PLAINTEXT
 
 
 def test_no_two_files_have_a_salt_or_a_nonce_in_common() -> None:
@@ -99,13 +113,13 @@ def test_no_two_files_have_a_salt_or_a_nonce_in_common() -> None:
 @pytest.mark.parametrize("passphrase", [b"", b"correct horse batterY", PASSPHRASE + b"\n", b"\0" * 21])
 def test_another_passphrase_opens_nothing(content: bytes, passphrase: bytes) -> None:
     with pytest.raises(NotOpened):
-        decrypt(content, passphrase)
+        decrypt(content, passphrase, FORM)
 
 
 def test_a_short_passphrase_encrypts_nothing() -> None:
     with pytest.raises(PassphraseTooShort):
         encrypt(PLAINTEXT, b"x" * 11)
-    assert decrypt(encrypt(PLAINTEXT, b"x" * 12), b"x" * 12) == PLAINTEXT
+    assert decrypt(encrypt(PLAINTEXT, b"x" * 12), b"x" * 12, FORM) == PLAINTEXT
 
 
 def test_no_flipped_bit_of_what_is_encrypted_is_accepted(content: bytes) -> None:
@@ -116,7 +130,7 @@ def test_no_flipped_bit_of_what_is_encrypted_is_accepted(content: bytes) -> None
         text = base64.urlsafe_b64encode(flipped).decode().rstrip("=")
         damaged = json.loads(content) | {"ciphertext": text}
         with pytest.raises(NotOpened):
-            decrypt(json.dumps(damaged).encode(), PASSPHRASE)
+            decrypt(json.dumps(damaged).encode(), PASSPHRASE, FORM)
 
 
 IN_BOUNDS: dict[str, Edit] = {
@@ -132,7 +146,7 @@ IN_BOUNDS: dict[str, Edit] = {
 @pytest.mark.parametrize("edit", IN_BOUNDS.values(), ids=IN_BOUNDS.keys())
 def test_a_changed_header_opens_nothing(content: bytes, edit: Edit) -> None:
     with pytest.raises(NotOpened):
-        decrypt(edited(content, edit), PASSPHRASE)
+        decrypt(edited(content, edit), PASSPHRASE, FORM)
 
 
 def test_the_header_is_authenticated_even_where_the_key_does_not_depend_on_it(content: bytes) -> None:
@@ -173,32 +187,48 @@ OUT_OF_BOUNDS: dict[str, Edit] = {
 def test_what_is_out_of_bounds_is_refused_before_a_key_is_derived(
     content: bytes, edit: Edit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encrypted_document, "Argon2id", None)
-    with pytest.raises(RootDocumentError) as refused:
-        decrypt(edited(content, edit), PASSPHRASE)
+    monkeypatch.setattr(passphrase_document, "Argon2id", None)
+    with pytest.raises(PassphraseDocumentError) as refused:
+        decrypt(edited(content, edit), PASSPHRASE, FORM)
     assert "canary" not in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"canary", b"[]", b"{}", b'{"format": "attested-kms/root-key"}'])
 def test_other_texts_do_not_claim_to_be_encrypted(content: bytes) -> None:
-    assert not is_encrypted(content)
-    with pytest.raises(RootDocumentError):
-        decrypt(content, PASSPHRASE)
+    assert not is_encrypted(content, FORM)
+    with pytest.raises(PassphraseDocumentError):
+        decrypt(content, PASSPHRASE, FORM)
 
 
 def test_the_derived_key_is_overwritten(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     wiped = []
-    wipe = encrypted_document.wipe
 
     def recorded(buffer: bytearray) -> None:
         before = bytes(buffer)
         wipe(buffer)
         wiped.append((before, buffer))
 
-    monkeypatch.setattr(encrypted_document, "wipe", recorded)
-    decrypt(content, PASSPHRASE)
+    monkeypatch.setattr(passphrase_document, "wipe", recorded)
+    decrypt(content, PASSPHRASE, FORM)
     kdf = json.loads(content)["kdf"]
     key = Argon2id(
         salt=unbase64(kdf["salt"]), length=32, iterations=3, lanes=4, memory_cost=kdf["memory_kib"]
     ).derive(PASSPHRASE)
     assert wiped == [(key, bytearray(32))]
+
+
+def test_many_that_open_at_once_do_not_wait_for_each_other_for_ever() -> None:
+    """OpenSSL's pool of threads is one for the process: derivations that share it can lock each other."""
+    code = (
+        "import os\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from kms.keys.passphrase_document import encrypt\n"
+        "with ThreadPoolExecutor(6) as pool:\n"
+        "    one = lambda _: encrypt(b'x', b'correct horse battery', 'form', random=os.urandom)\n"
+        "    texts = list(pool.map(one, range(6)))\n"
+        "print(len(texts))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "6\n"

@@ -1,21 +1,22 @@
-"""A document with secrets under a passphrase: a root document, or another whose format has its own name.
+"""A document with secrets under a passphrase: a root key file, or the file of a recovery key.
 
 ::
 
-    {"format": "attested-kms/root-key-encrypted", "version": 1,
+    {"format": "attested-kms/root-key-encrypted", "version": 1,    (each kind of file has its own name)
      "kdf": {"name": "argon2id", "memory_kib": 65536, "iterations": 3, "lanes": 4,
              "salt": "<base64url, 16 bytes>"},
      "nonce": "<base64url, 12 bytes>", "ciphertext": "<base64url>"}
 
 The key (32 bytes) is Argon2id (RFC 9106, version 0x13) of the passphrase's bytes; the ciphertext is
-AES-256-GCM, its tag last, of the text of `kms.rootkey.root_document` or the other document. The associated
-data is the RFC 8785 form of this document without `ciphertext`: the format's name is the label, and no
-parameter can be changed. Salt and nonce are new in each file that is written.
+AES-256-GCM, its tag last, of the text that the file would be without a passphrase. The associated data is the
+RFC 8785 form of this document without `ciphertext`: the format's name is the label, and no parameter can be
+changed. Salt and nonce are new in each file that is written.
 """
 
 import json
-import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final
 
 import rfc8785
@@ -24,12 +25,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from kms.encoding import b64url
-from kms.rootkey.root_document import RootDocumentError
+from kms.keys.wiping import wipe
 from kms.strict_json import Fields, JsonError, JsonValue, parse_object
 
 SHORTEST_PASSPHRASE: Final = 12  # bytes, when encrypting
 
-ROOT_KEY: Final = "attested-kms/root-key-encrypted"
 _VERSION: Final = 1
 _KDF: Final = "argon2id"
 _KEY_LENGTH: Final = 32
@@ -47,6 +47,14 @@ _LANES: Final = 4
 _MOST_MEMORY: Final = 256 << 10  # KiB
 _MOST_ITERATIONS: Final = 10
 _MOST_LANES: Final = 16
+
+# OpenSSL gives the lanes of a derivation to threads of one pool for the whole process: of two that begin at
+# once, each waits for threads that the other holds, for ever (seen with OpenSSL 4.0.3 and four lanes).
+_ONE_AT_A_TIME: Final = Lock()
+
+
+class PassphraseDocumentError(ValueError):
+    """Not a document of this format, or its parameters are out of bounds; the message says which."""
 
 
 class PassphraseTooShort(ValueError):
@@ -67,20 +75,24 @@ class _Argon2:
     def cipher(self, passphrase: bytes) -> AESGCM:
         """Derive the key, some tenths of a second, and give its cipher, which keeps a copy out of reach."""
         key = bytearray(_KEY_LENGTH)
+        argon2 = Argon2id(
+            salt=self.salt,
+            length=_KEY_LENGTH,
+            iterations=self.iterations,
+            lanes=self.lanes,
+            memory_cost=self.memory,
+        )
         try:
-            Argon2id(
-                salt=self.salt,
-                length=_KEY_LENGTH,
-                iterations=self.iterations,
-                lanes=self.lanes,
-                memory_cost=self.memory,
-            ).derive_into(passphrase, key)
+            with _ONE_AT_A_TIME:
+                argon2.derive_into(passphrase, key)
             return AESGCM(key)
+        except MemoryError:
+            raise PassphraseDocumentError(f"there are no {self.memory} KiB to derive its key with") from None
         finally:
             wipe(key)
 
 
-def is_encrypted(content: bytes | bytearray, form: str = ROOT_KEY) -> bool:
+def is_encrypted(content: bytes | bytearray, form: str) -> bool:
     """Say whether a text claims to be such a document, of the format with this name."""
     try:
         return parse_object(content).get("format") == form
@@ -88,8 +100,10 @@ def is_encrypted(content: bytes | bytearray, form: str = ROOT_KEY) -> bool:
         return False
 
 
-def encrypt(plaintext: bytes, passphrase: bytes, form: str = ROOT_KEY) -> bytes:
+def encrypt(plaintext: bytes, passphrase: bytes, form: str, *, random: Callable[[int], bytes]) -> bytes:
     """Give the text of a file of the format `form` that `passphrase` opens.
+
+    `random` gives that many bytes of the system's randomness.
 
     Raises:
         PassphraseTooShort: it could be guessed.
@@ -97,8 +111,8 @@ def encrypt(plaintext: bytes, passphrase: bytes, form: str = ROOT_KEY) -> bytes:
     """
     if len(passphrase) < SHORTEST_PASSPHRASE:
         raise PassphraseTooShort
-    argon2 = _Argon2(_MEMORY, _ITERATIONS, _LANES, secrets.token_bytes(_SALT_LENGTH))
-    nonce = secrets.token_bytes(_NONCE_LENGTH)
+    argon2 = _Argon2(_MEMORY, _ITERATIONS, _LANES, random(_SALT_LENGTH))
+    nonce = random(_NONCE_LENGTH)
     header: dict[str, JsonValue] = {
         "format": form,
         "version": _VERSION,
@@ -115,27 +129,27 @@ def encrypt(plaintext: bytes, passphrase: bytes, form: str = ROOT_KEY) -> bytes:
     return json.dumps(header | {"ciphertext": b64url(ciphertext)}, indent=1).encode("ascii") + b"\n"
 
 
-def decrypt(content: bytes | bytearray, passphrase: bytes, form: str = ROOT_KEY) -> bytearray:
+def decrypt(content: bytes | bytearray, passphrase: bytes, form: str) -> bytearray:
     """Give the plaintext, which the caller overwrites when it was read.
 
     Raises:
         NotOpened: another passphrase, or damaged.
-        RootDocumentError: not a document of the format `form`, or its parameters are out of bounds.
+        PassphraseDocumentError: not a document of the format `form`, or its parameters are out of bounds.
 
     """
     try:
         header = parse_object(content)
         fields = Fields(header, "document")
         if fields.text("format") != form or fields.integer("version") != _VERSION:
-            raise RootDocumentError("not encrypted in a format and version that this version reads")
+            raise PassphraseDocumentError("not encrypted in a format and version that this version reads")
         argon2 = _argon2(fields.object("kdf"))
         nonce = _exactly(fields, "nonce", _NONCE_LENGTH)
         ciphertext = fields.base64("ciphertext", at_most=_AT_MOST)
         fields.end()
         if len(ciphertext) < _TAG_LENGTH:
-            raise RootDocumentError("damaged: the ciphertext is too short")
+            raise PassphraseDocumentError("damaged: the ciphertext is too short")
     except JsonError as error:
-        raise RootDocumentError(f"damaged: {error}") from None
+        raise PassphraseDocumentError(f"damaged: {error}") from None
     del header["ciphertext"]
     plaintext = bytearray(len(ciphertext) - _TAG_LENGTH)
     try:
@@ -164,8 +178,3 @@ def _exactly(fields: Fields, name: str, length: int) -> bytes:
     if len(data) != length:
         fields.fail(f"`{name}` must have {length} bytes")
     return data
-
-
-def wipe(buffer: bytearray) -> None:
-    """Overwrite a buffer with zeros."""
-    buffer[:] = bytes(len(buffer))
