@@ -27,7 +27,7 @@ demo: $(STAMP) ## a server, a simulated chip, a guest that gets its keys, and at
 serve: $(STAMP) ## run the server with the settings of the environment and kms.toml
 	$(BIN)/kms serve
 
-test: $(STAMP) ## all tests but the nightly ones
+test: $(STAMP) ## all tests but the nightly ones; what needs a Vault or SoftHSM that is not there is listed as skipped
 	$(BIN)/pytest -n $(PARALLEL) --dist loadfile -m "not nightly"
 
 lint: $(STAMP) ## ruff, mypy strict, direction of imports

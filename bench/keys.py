@@ -2,8 +2,8 @@
 
 The work: ask the root for the app's secret, derive ``disk``, ``env`` and ``signing``, sign statement and
 payload, seal the envelope. The floor does the same cryptography with everything lying ready: no framing, no
-JSON, no checks. Of a root in Vault it is one bare HTTP request beside that. Vault is a real one, where
-`tests/servers/build_vault.sh` has built it.
+JSON, no checks. Of a root that answers from elsewhere, one bare request to it is beside that. Vault is a real
+one, where `tests/servers/build_vault.sh` has built it; the HSM is SoftHSM, where it is installed.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from nacl.public import PublicKey, SealedBox
+from pkcs11 import Mechanism
 
 from bench.pairs import Case, Work, by_turns
 from kms.identifiers import AppId
@@ -36,6 +38,8 @@ from kms.keys.root_messages import FOUNDING_EPOCH, Mode, app_message, identity_m
 from kms.keys.sealing import HPKE_SUITES, Recipient, Suite, seal
 from kms.rootkey import CheckedRoot, RootAccess, create_provider
 from kms.rootkey.provider import RootProvider
+from tests.roots import StoredValues
+from tests.servers.softhsm import find_softhsm, softhsm_in
 from tests.servers.vault import VaultServer, find_vault
 
 _NOW: Final = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -47,7 +51,7 @@ _BATCH: Final = 20
 _PAYLOAD: Final = 1108  # bytes that are signed, and bytes that are sealed, of these three keys
 _ENVELOPE: Final = 1650
 _AIM: Final = 1.3
-_VAULT_SUITE: Final = Suite.HPKE_MLKEM768X25519
+_TWO_MESSAGES: Final = (b"c" * 60, app_message(_APP))  # as long as those that the root is asked
 
 T = TypeVar("T")
 
@@ -61,67 +65,100 @@ class Run(Protocol):
 
 
 def cases(rounds: int) -> Iterator[Case]:
-    """Do the work for each suite with a root key file; then ask the other providers that are at hand."""
+    """Do the work for each suite with a root key file; then with the other providers that are at hand."""
     with tempfile.TemporaryDirectory() as name, asyncio.Runner() as runner:
-        run = runner.run
-        access = RootAccess(mode=Mode.PRODUCTION)
-        uri = f"file:{Path(name) / 'root.json'}"
-        provider = run(create_provider(uri, access, now=_NOW, random=secrets.token_bytes))
+        run, folder = runner.run, Path(name)
+        provider = _made(f"file:{folder / 'root.json'}", RootAccess(mode=Mode.PRODUCTION), run)
         root = run(_checked(provider))
         identity = Identity.from_prf(run(root.prf(FOUNDING_EPOCH, identity_message(1))))
         [secret] = run(_secrets(provider))
+        bench = _Bench(identity, secret, rounds)
+        yield from bench.by_suite("file", root, _at_once, batch=_BATCH, aims={"primitives": _AIM})
+        run(root.close())
+        yield from _in_vault(folder, run, bench)
+        yield from _in_hsm(folder, run, bench)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Who does the work; `secret` is what the floor's MACs are made with, wherever the root is."""
+
+    identity: Identity
+    secret: bytes
+    rounds: int
+
+    def by_suite(
+        self,
+        where: str,
+        root: CheckedRoot,
+        run: Run,
+        *,
+        batch: int = 1,
+        beside: tuple[str, Work] | None = None,
+        aims: Mapping[str, float] | None = None,
+    ) -> Iterator[Case]:
+        """Time the work with a root for each suite; `beside` is what only the root's place can do."""
         for suite in Suite:
             key = RecipientKey.generate(suite)
             recipient = Recipient.parse(suite.value, key.public_key)
-            yield by_turns(
-                f"3 keys derived, signed and sealed: file, {suite.value}",
-                {
-                    "ours": lambda recipient=recipient: _at_once(_work(root, identity, recipient)),  # type: ignore[misc]
-                    "primitives": _floor(secret, recipient, key),
-                },
-                rounds=rounds,
-                batch=_BATCH,
-                aims={"primitives": _AIM},
-            )
-        run(root.close())
-        yield from _in_vault(Path(name), run, identity, secret, rounds)
+            floor = _floor(self.secret, recipient, key)
+            contestants: dict[str, Work] = {
+                "ours": lambda recipient=recipient: run(_work(root, self.identity, recipient)),  # type: ignore[misc]
+                "primitives": floor,
+            }
+            if beside is not None:
+                name, work = beside
+                del contestants["primitives"]
+                contestants[name] = lambda work=work, floor=floor: (work(), floor())  # type: ignore[misc]
+            name = f"3 keys derived, signed and sealed: {where}, {suite.value}"
+            yield by_turns(name, contestants, rounds=self.rounds, batch=batch, aims=aims)
 
 
-def _in_vault(folder: Path, run: Run, identity: Identity, secret: bytes, rounds: int) -> Iterator[Case]:
-    """Do the work with roots in Vault; `secret` is only what the floor's MACs are made with."""
+def _in_vault(folder: Path, run: Run, bench: _Bench) -> Iterator[Case]:
     try:
         find_vault()
-    except pytest.skip.Exception:
-        print("no Vault: see tests/servers/build_vault.sh")
+    except pytest.skip.Exception as skipped:
+        print(skipped)
         return
     server = VaultServer(folder)
-    key = RecipientKey.generate(_VAULT_SUITE)
-    recipient = Recipient.parse(_VAULT_SUITE.value, key.public_key)
-    local = _floor(secret, recipient, key)
+    access = server.access(Mode.PRODUCTION)
     try:
-        for scheme in ("vault-transit", "vault-kv"):
-            uri, access = server.fresh_uri(scheme), server.access(Mode.PRODUCTION)
-            provider = run(create_provider(uri, access, now=_NOW, random=secrets.token_bytes))
-            root = run(_checked(provider))
-            floor: dict[str, Work] = {"primitives": local}
-            if scheme == "vault-transit":
-                request = _bare_request(server, uri)
-                floor = {"and one request": lambda request=request: (request(), local())}  # type: ignore[misc]
-            yield by_turns(
-                f"3 keys derived, signed and sealed: {scheme}, {_VAULT_SUITE.value}",
-                {"ours": lambda root=root: run(_work(root, identity, recipient)), **floor},  # type: ignore[misc]
-                rounds=rounds,
-                batch=_BATCH if scheme == "vault-kv" else 1,
-            )
-            run(root.close())
+        uri = server.fresh_uri("vault-transit")
+        root = run(_checked(_made(uri, access, run)))
+        request = ("and one request", _bare_request(server, uri))
+        yield from bench.by_suite("vault-transit", root, run, beside=request)
+        run(root.close())
+        root = run(_checked(_made(server.fresh_uri("vault-kv"), access, run)))
+        yield from bench.by_suite("vault-kv", root, _at_once, batch=_BATCH)
+        run(root.close())
     finally:
         server.stop()
+
+
+def _in_hsm(folder: Path, run: Run, bench: _Bench) -> Iterator[Case]:
+    try:
+        find_softhsm()
+    except pytest.skip.Exception as skipped:
+        print(skipped)
+        return
+    with softhsm_in(folder) as hsm:
+        provider = _made(hsm.fresh_uri(), hsm.access(Mode.PRODUCTION), run)
+        root = run(_checked(provider))
+        yield from bench.by_suite("pkcs11", root, run, beside=("and two MACs there", _bare_macs(provider)))
+        run(root.close())
+
+
+def _bare_macs(provider: RootProvider) -> Work:
+    """Give two MACs by the token itself, in this thread: nobody else asks it meanwhile."""
+    opened = provider._keys._token._open  # type: ignore[attr-defined] # noqa: SLF001
+    key = opened.keys[FOUNDING_EPOCH]
+    return lambda: [key.sign(each, mechanism=Mechanism.SHA512_HMAC) for each in _TWO_MESSAGES]
 
 
 def _bare_request(server: VaultServer, uri: str) -> Work:
     """Give the request that asks Vault for two MACs, over a connection that is open."""
     mount, _, key = uri.partition(":")[2].rpartition("/")
-    batch = [{"input": base64.b64encode(each).decode("ascii")} for each in (b"c" * 60, app_message(_APP))]
+    batch = [{"input": base64.b64encode(each).decode("ascii")} for each in _TWO_MESSAGES]
     session = requests.Session()
     session.trust_env = False
     session.verify = str(server.ca)
@@ -137,21 +174,12 @@ def _bare_request(server: VaultServer, uri: str) -> Work:
     return ask
 
 
-class _Values:
-    """Key-check values in memory."""
-
-    def __init__(self) -> None:
-        self._values: dict[int, bytes] = {}
-
-    async def check_values(self) -> dict[int, bytes]:
-        return dict(self._values)
-
-    async def remember_check_values(self, values: Mapping[int, bytes]) -> None:
-        self._values.update(values)
+def _made(uri: str, access: RootAccess, run: Run) -> RootProvider:
+    return run(create_provider(uri, access, now=_NOW, random=secrets.token_bytes))
 
 
 async def _checked(provider: RootProvider) -> CheckedRoot:
-    root = CheckedRoot(provider, _Values(), mode=Mode.PRODUCTION, random=secrets.token_bytes)
+    root = CheckedRoot(provider, StoredValues(), mode=Mode.PRODUCTION, random=secrets.token_bytes)
     await root.verify_all()
     return root
 
@@ -178,7 +206,7 @@ def _at_once(work: Awaitable[T]) -> T:
     except StopIteration as done:
         result: T = done.value
         return result
-    raise RuntimeError("a root key file made somebody wait")
+    raise RuntimeError("a root in memory made somebody wait")
 
 
 def _floor(secret: bytes, recipient: Recipient, key: RecipientKey) -> Work:

@@ -1,8 +1,8 @@
 """Small files that only their owner may read, or only their owner may change: one way to read and write them.
 
 What is read is judged by what was opened, not by what the path names a moment later. What is written appears
-whole or not at all, and is on disk when the call returns: a power cut takes nothing back. Everything here may
-raise `OSError`; callers say it, and `Unfit`, in their own words.
+whole or not at all, and is on disk when the call returns: a power cut takes nothing back. Everything but
+`read_secret` may raise `OSError`; callers say it, and `Unfit`, in their own words.
 """
 
 import contextlib
@@ -18,6 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from kms.errors import ConfigurationError
+
+_SECRET: Final = 64 << 10  # bytes; longer than any token or key
 _LOCK_WITHIN: Final = 10.0  # seconds
 _POLL: Final = 0.01
 _RANDOM_BYTES: Final = 8  # of a temporary file's name
@@ -89,6 +92,33 @@ def read(
         raise TooLong(at_most)
     del content[length:]
     return content
+
+
+def read_secret(
+    path: Path, *, what: str, at_most: int = _SECRET, ours: bool = True, foreign: int = 0o077
+) -> bytearray:
+    """Read a small file with a secret that an operator named; `what` it is, in messages.
+
+    Links are followed, as secrets that Kubernetes mounts are links: the file itself is judged. With `ours`
+    it must be this user's or root's, as systemd's credentials are.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is not like that.
+
+    """
+    try:
+        owners = {os.geteuid(), 0} if ours else None
+        return read(path, at_most=at_most, owners=owners, foreign=foreign, follow=True)
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}"
+        remedy = "it must be a file that the user who runs this can read"
+    except ForeignMode as unfit:
+        why, remedy = str(unfit), f"chmod 600 {path}; if others could read it until now, replace the {what}"
+    except ForeignOwner as unfit:
+        why, remedy = str(unfit), f"chown it to the user who runs this, and chmod 600 {path}"
+    except Unfit as unfit:
+        why, remedy = str(unfit), f"name a file with the {what}, and nothing else"
+    raise ConfigurationError(f"the {what} file {path} {why}", remedy=remedy)
 
 
 def write_new(path: Path, content: bytes) -> None:

@@ -2,7 +2,7 @@
 
 import ipaddress
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -25,14 +25,47 @@ def root_access(settings: Settings) -> RootAccess:
     """Give what providers need; nothing of it is read yet.
 
     Raises:
-        ConfigurationError: settings that do not go together.
+        ConfigurationError: settings that do not go together, or that would do nothing.
 
     """
+    _refuse_without_effect(settings)
     return RootAccess(
         mode=Mode.DEVELOPMENT if settings.development else Mode.PRODUCTION,
         passphrase=_passphrase(settings.root_key_passphrase_file),
         vault=_vault(settings),
     )
+
+
+def _refuse_without_effect(settings: Settings) -> None:
+    """Refuse what an operator set and would believe in: a passphrase that encrypts nothing, another Vault."""
+    scheme = (settings.root_key or "file:").partition(":")[0]
+    named = [name for name in Settings.model_fields if name in settings.model_fields_set]
+    vault = [name for name in named if name.startswith("vault_")]
+    if vault and settings.vault_addr is None:
+        raise _without_effect(vault, "KMS_VAULT_ADDR is not set", "set it, or unset them")
+    if vault and not scheme.startswith("vault-"):
+        raise _without_effect(
+            vault,
+            "KMS_ROOT_KEY is not in Vault",
+            "set it to vault-transit:MOUNT/KEY or vault-kv:MOUNT/PATH, or unset them",
+        )
+    if settings.root_key_passphrase_file is not None and scheme != "file":
+        raise _without_effect(
+            ["root_key_passphrase_file"],
+            "KMS_ROOT_KEY is no file",
+            "only a file: root key is encrypted by us",
+        )
+    if settings.vault_auth_mount is not None and settings.vault_token_file is not None:
+        raise _without_effect(["vault_auth_mount"], "a token is used as it is", f"set one of {_LOGINS}")
+    if "vault_kubernetes_token_file" in vault and settings.vault_kubernetes_role is None:
+        raise _without_effect(
+            ["vault_kubernetes_token_file"], "KMS_VAULT_KUBERNETES_ROLE is not set", "set it, or unset both"
+        )
+
+
+def _without_effect(names: Iterable[str], why: str, remedy: str) -> ConfigurationError:
+    listed = ", ".join(f"KMS_{name.upper()}" for name in names)
+    return ConfigurationError(f"no effect: {listed}, because {why}", remedy=remedy)
 
 
 def _passphrase(setting: str | None) -> Callable[[], bytes] | None:
@@ -59,13 +92,7 @@ def read_passphrase(setting: str) -> bytes:
                 remedy="start the server as a unit with LoadCredential= or LoadCredentialEncrypted=",
             )
         path = Path(folder) / name
-    try:
-        # A credential is a file of root's that only this service sees.
-        content = private_files.read(path, at_most=_AT_MOST, owners={os.geteuid(), 0})
-    except private_files.Unfit as error:
-        raise ConfigurationError(f"the passphrase file {path} {error}", remedy=f"chmod 0400 {path}") from None
-    except OSError as error:
-        raise ConfigurationError(f"the passphrase file {path} cannot be read: {error.strerror}") from None
+    content = private_files.read_secret(path, what="passphrase", at_most=_AT_MOST)
     return bytes(content).removesuffix(b"\n").removesuffix(b"\r")
 
 

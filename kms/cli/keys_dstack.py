@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from kms.cli.office import command_line_actor
 from kms.cli.output import OK, Unreadable, print_json
 from kms.cli.parsers import Group
-from kms.cli.private_files import read_private
 from kms.cli.saying import Line, say
+from kms.private_files import read_secret
 
 if TYPE_CHECKING:
     from kms.keys.dstack import DstackRoots
@@ -45,13 +45,13 @@ def read_roots(ca_key: Path, k256_key: Path) -> "DstackRoots":
     """Read the files of a dstack KMS.
 
     Raises:
-        Unreadable: one cannot be read, or is not such a key.
-        ConfigurationError: others can read one.
+        Unreadable: one is not such a key.
+        ConfigurationError: one cannot be read, or others can read it.
 
     """
     from kms.keys.dstack import DstackRoots
 
-    ca, k256 = _read_p256(ca_key), read_private(k256_key, what=_WHAT)
+    ca, k256 = _read_p256(ca_key), bytes(read_secret(k256_key, what=_WHAT, ours=False))
     try:
         return DstackRoots(ca=ca, k256=k256)
     except ValueError:
@@ -61,7 +61,7 @@ def read_roots(ca_key: Path, k256_key: Path) -> "DstackRoots":
 
 def _read_p256(path: Path) -> bytes:
     try:
-        key = load_pem_private_key(read_private(path, what=_WHAT), password=None)
+        key = load_pem_private_key(bytes(read_secret(path, what=_WHAT, ours=False)), password=None)
     except TypeError:
         # How `cryptography` says that a key is encrypted.
         raise Unreadable(f"{path}: encrypted, which dstack's is not") from None

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kms.cli.output import WrongUse
-from kms.cli.private_files import read_private
 from kms.cli.saying import printable
 from kms.operators import Actor, Proof, Role
+from kms.private_files import read_secret
 
 if TYPE_CHECKING:
     from kms.administration.office import Office
@@ -60,7 +60,8 @@ async def chosen_office(arguments: argparse.Namespace) -> "AsyncIterator[tuple[O
         raise WrongUse("--server needs --token-file: the server must know who asks")
     from kms.remote_office import open_remote
 
-    token = read_private(arguments.token_file, what="token").decode("ascii", "replace").strip()
+    content = read_secret(arguments.token_file, what="token", ours=False)
+    token = content.decode("ascii", "replace").strip()
     async with open_remote(arguments.server, token=token, ca=arguments.ca) as office:
         # Who acts is what the server makes of the token; the actor here is only what the interface asks for.
         yield office, actor

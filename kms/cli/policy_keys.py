@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.serialization import (
 from kms.cli.output import OK, Unreadable, WrongUse, print_json
 from kms.cli.parsers import Group
 from kms.cli.pins import read_identity
-from kms.cli.private_files import read_private
 from kms.encoding import b64url
 from kms.errors import ConfigurationError
 from kms.guest.secret_file import write_secret
+from kms.private_files import read_secret
 
 KEY_HELP: Final = "sign with this Ed25519 key: PEM (PKCS#8) or OpenSSH, mode 0600"
 _NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")  # kms.policy.trust
@@ -51,11 +51,11 @@ def load_key(path: Path) -> Ed25519PrivateKey:
     """Read a signing key; its passphrase, if it has one, is asked for on the terminal.
 
     Raises:
-        ConfigurationError: others can read it, or there is no terminal to ask on.
-        Unreadable: it cannot be read, is no Ed25519 key, or the passphrase is not its.
+        ConfigurationError: it cannot be read, others can read it, or there is no terminal to ask on.
+        Unreadable: it is no Ed25519 key, or the passphrase is not its.
 
     """
-    raw = read_private(path, what="signing key")
+    raw = bytes(read_secret(path, what="signing key", ours=False))
     load = load_ssh_private_key if raw.lstrip().startswith(_OPENSSH) else load_pem_private_key
     try:
         try:

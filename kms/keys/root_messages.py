@@ -5,6 +5,7 @@ differ, so no output for one purpose can be had by asking for another: a stored 
 nothing about an app's secret, and no app id can be chosen that gives the identity's seed.
 """
 
+import hmac
 from enum import StrEnum
 from typing import Final, Self
 
@@ -23,6 +24,8 @@ from kms.labels import (
 )
 
 PRF_LENGTH: Final = 64  # HMAC-SHA-512, the output of `kms.ports.RootKey.prf`
+SECRET_LENGTH: Final = 32  # bytes of one epoch's root, where we make it; an HSM's keys have 64
+MAX_EPOCHS: Final = 4096  # one a day for eleven years; a document of that many is still read
 
 # What outlives rotation (the identity in guests' measured images, challenges on their way) is asked of the
 # first epoch for ever. So the first root may be retired for releases, but never deleted.
@@ -44,6 +47,11 @@ class Mode(StrEnum):
             return cls(text)
         except ValueError:
             raise ValueError("a mode is development or production") from None
+
+
+def root_prf(secret: bytes | bytearray, message: bytes) -> bytes:
+    """Give HMAC-SHA-512 (64 bytes) of a message under an epoch's root, for those who have it."""
+    return hmac.digest(secret, message, "sha512")
 
 
 def app_message(app_id: AppId) -> bytes:

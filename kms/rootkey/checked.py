@@ -221,8 +221,8 @@ async def open_checked_root(
         if not may_be_made:
             raise ConfigurationError(
                 f"the root key is lost: {error.detail}, and this KMS had one",
-                remedy="restore it from its backup; it is never made again for an existing KMS. For a new one, use a"
-                " new data folder and anchor",
+                remedy="restore it from its backup; it is never made again for an existing KMS."
+                " For a new one, use a new data folder and anchor",
             ) from error
         provider = await create_provider(uri, access, now=now, random=random)
         _log.info("root-key-made", mode=access.mode.value)

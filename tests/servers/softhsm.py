@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing import get_context
@@ -72,6 +73,10 @@ class SoftHsm:
         """Show the keys of an epoch."""
         return self._administrator.submit(softhsm_administrator.show, uri, epoch, attributes).result()
 
+    def count(self, uri: str) -> int:
+        """Count the keys, of whatever epoch."""
+        return self._administrator.submit(softhsm_administrator.count, uri).result()
+
     def put(
         self, uri: str, epoch: int, secret: bytes | None = None, attributes: Mapping[str, bool] | None = None
     ) -> None:
@@ -99,13 +104,18 @@ class SoftHsm:
         return SoftToken(label, pin, pin_file, folder)
 
 
-@pytest.fixture(scope="session")
-def softhsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftHsm]:
-    """SoftHSM with some tokens, for the whole test process."""
+def find_softhsm() -> Path:
+    """Give the library, or skip the test."""
     library = next((Path(each) for each in _LIBRARIES if Path(each).exists()), None)
     if library is None or shutil.which("softhsm2-util") is None:
-        pytest.skip("SoftHSM 2 is not installed (apt-get install softhsm2)")
-    folder = tmp_path_factory.mktemp("softhsm")
+        pytest.skip("there is no SoftHSM 2, so the provider pkcs11 is not tested: apt-get install softhsm2")
+    return library
+
+
+@contextmanager
+def softhsm_in(folder: Path) -> Iterator[SoftHsm]:
+    """Give SoftHSM with some tokens in a folder: once in a process."""
+    library = find_softhsm()
     (folder / "tokens").mkdir()
     configuration = folder / "softhsm2.conf"
     configuration.write_text(f"directories.tokendir = {folder}/tokens\nlog.level = ERROR\n")
@@ -113,3 +123,10 @@ def softhsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftHsm]:
     os.environ["SOFTHSM2_CONF"] = str(configuration)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as administrator:
         yield SoftHsm(library, folder, administrator)
+
+
+@pytest.fixture(scope="session")
+def softhsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftHsm]:
+    """SoftHSM with some tokens, for the whole test process."""
+    with softhsm_in(tmp_path_factory.mktemp("softhsm")) as softhsm:
+        yield softhsm

@@ -25,6 +25,12 @@ def show(uri: str, epoch: int, attributes: tuple[str, ...]) -> list[dict[str, ob
         return [{name: key[Attribute[name]] for name in attributes} for key in _keys(session, where, epoch)]
 
 
+def count(uri: str) -> int:
+    where, session = _log_in(uri)
+    with session:
+        return len(list(session.get_objects({Attribute.LABEL: where.object})))
+
+
 def put(uri: str, epoch: int, secret: bytes | None, attributes: Mapping[str, bool]) -> None:
     where, session = _log_in(uri)
     with session:

@@ -47,7 +47,8 @@ def find_vault() -> Path:
     binary = Path(named) if named else cache / "attested-kms" / f"vault-{version}"
     if not binary.is_file():
         pytest.skip(
-            "there is no Vault to test with: run tests/servers/build_vault.sh (or set KMS_TEST_VAULT)"
+            "there is no Vault, so the providers vault-transit and vault-kv are not tested:"
+            " run tests/servers/build_vault.sh (or set KMS_TEST_VAULT)"
         )
     return binary
 

@@ -11,8 +11,8 @@ import pytest
 from kms.administration.office import Office
 from kms.cli import run
 from kms.cli.office import _user
-from kms.cli.output import Unreadable
-from kms.cli.private_files import read_private
+from kms.errors import ConfigurationError
+from kms.private_files import read_secret
 from tests.fake_office import FakeOffice
 from tests.unit.cli.policies import policy, status_answer
 
@@ -126,8 +126,8 @@ def test_what_others_wrote_does_not_move_the_cursor(office: FakeOffice, capsys: 
 def test_a_pipe_in_the_place_of_a_token_hangs_nothing(tmp_path: Path) -> None:
     pipe = tmp_path / "token"
     os.mkfifo(pipe, 0o600)
-    with pytest.raises(Unreadable, match="not a regular file"):
-        read_private(pipe, what="token")
+    with pytest.raises(ConfigurationError, match="not a regular file"):
+        read_secret(pipe, what="token", ours=False)
 
 
 def test_the_name_of_a_user_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
