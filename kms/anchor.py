@@ -21,7 +21,7 @@ from typing import Final, TypeAlias
 
 from kms import private_files
 from kms.errors import ConfigurationError, LedgerUnavailable
-from kms.operator_ports import KeyProgress
+from kms.keys.epochs import KeyProgress
 from kms.policy.history import Head
 from kms.policy_authority import PolicyUntrusted
 from kms.strict_json import MAX_VALUES, Fields, JsonError, JsonValue, parse_object
@@ -42,8 +42,10 @@ Members: TypeAlias = dict[str, JsonValue]
 class AnchorUnusable(PolicyUntrusted):
     """What was used last cannot be told, so nothing that the database says may be used."""
 
-    def __init__(self, detail: str, *, remedy: str) -> None:
-        super().__init__(f"{detail}. {remedy}", reason="anchor-unusable")
+    def __init__(self, fault: str, *, remedy: str) -> None:
+        super().__init__(f"{fault}. {remedy}", reason="anchor-unusable")
+        self.fault = fault
+        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,22 @@ class FileAnchor:
                 remedy="Write /var/lib/kms-anchor/anchor.json or file:///var/lib/kms-anchor/anchor.json.",
             )
         return cls(Path(path))
+
+    def require_usable(self, *, made_later: Path) -> None:
+        """Look at it before a KMS is founded: no root is made that could not be used.
+
+        Raises:
+            ConfigurationError: as `read`; but a folder that is not there may be `made_later`.
+
+        """
+        if self.path.parent == made_later and not made_later.exists():
+            return
+        try:
+            members = self._members()
+            _head(members, self.path)
+            _progress(members, self.path)
+        except AnchorUnusable as error:
+            raise ConfigurationError(error.fault, remedy=error.remedy) from error
 
     async def read(self) -> Head | None:
         """Give what was used last; None where there is no file, so that nothing ever was.

@@ -13,6 +13,7 @@ from kms.identifiers import ChipId
 from kms.keys.certificates import certify
 from kms.keys.derivation import derive
 from kms.keys.dstack import DstackRoots, derive_dstack
+from kms.keys.epochs import EpochTable
 from kms.keys.names import DSTACK_KINDS, KeyKind, KeyRequest
 from kms.keys.released import ReleasedKey
 from kms.keys.root_messages import app_message
@@ -22,20 +23,19 @@ from kms.snp.flags import Signer
 EPOCH_UNAVAILABLE: Final = "epoch-unavailable"
 
 
-def choose_epochs(allowed: Allowed, available: tuple[int, ...]) -> tuple[dict[KeyRequest, int], Check]:
-    """Choose the epoch of each key that has one: as asked, else the app's pinned one, else the current one.
+def choose_epochs(allowed: Allowed, table: EpochTable, now: datetime) -> tuple[dict[KeyRequest, int], Check]:
+    """Choose the epoch of each key that has one (`EpochTable.choose`), and check that it may be given.
 
-    `available` are those that may be given, oldest first.
+    Where there is none to choose it is 0, which never may.
     """
-    default = allowed.app.epoch or (available[-1] if available else 0)
     epochs = {
-        key: default if key.epoch is None else key.epoch
+        key: table.choose(key.epoch, allowed.app.epoch, now) or 0
         for key in allowed.ask.keys
         if key.name.kind not in DSTACK_KINDS
     }
-    wrong = sorted(set(epochs.values()) - set(available))
-    detail = f"asked for epochs {sorted(set(epochs.values()))}; available are {list(available)}"
-    return epochs, Check.of("epoch", not wrong, detail, reason=EPOCH_UNAVAILABLE)
+    asked, available = set(epochs.values()), table.available(now)
+    detail = f"asked for epochs {sorted(asked)}; available are {list(available)}"
+    return epochs, Check.of("epoch", asked <= set(available), detail, reason=EPOCH_UNAVAILABLE)
 
 
 async def derive_keys(

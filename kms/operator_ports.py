@@ -1,11 +1,11 @@
 """What operators' work needs from outside, as small protocols beside those of the release path."""
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, Self
+from typing import Protocol, TypeAlias
 
-from kms.keys.epochs import Epoch, EpochTable
+from kms.keys.epochs import Epoch, EpochTable, KeyProgress
 from kms.ledger.actions import OperatorAction
 from kms.policy.history import Head, PolicyChange, PolicySignature
 from kms.policy.revision import Revision
@@ -142,6 +142,17 @@ class Records(Protocol):
         """
         ...
 
+    async def end(self) -> int:
+        """Give the place of what was recorded last, 0 for nothing; what is recorded later has a higher one.
+
+        The time of a decision does not tell what came later: it is when the guest asked.
+        """
+        ...
+
+    def scan_after(self, place: int) -> AsyncIterator[tuple[int, JsonValue]]:
+        """Give every entry that was recorded after a place, with its own, in order; None as `scan`."""
+        ...
+
 
 class Actions(Protocol):
     """The record of what operators did."""
@@ -164,44 +175,6 @@ class Generation:
     made_by: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyProgress:
-    """How far epochs and generations had come at some moment. None of it ever goes back.
-
-    `epochs` and `generations` are the newest numbers, `in_use` the newest epoch whose time had come,
-    `retired` all that were. Each by itself: in a mere sum, an attacker could hide an undone retirement behind
-    the next change that operators make.
-    """
-
-    epochs: int = 0
-    in_use: int = 0
-    retired: frozenset[int] = frozenset()
-    generations: int = 1
-
-    def with_epochs(self, table: EpochTable, now: datetime) -> Self:
-        """Give what a table of epochs shows, with the generations of this."""
-        return replace(
-            self,
-            epochs=table.newest.number,
-            in_use=max((each.number for each in table.epochs if each.active_from <= now), default=0),
-            retired=frozenset(each.number for each in table.epochs if each.retired_at is not None),
-        )
-
-    def includes(self, other: "KeyProgress") -> bool:
-        """Say whether nothing of `other` is missing here."""
-        return self.united(other) == self
-
-    def united(self, other: "KeyProgress") -> Self:
-        """Give the furthest of both."""
-        return replace(
-            self,
-            epochs=max(self.epochs, other.epochs),
-            in_use=max(self.in_use, other.in_use),
-            retired=self.retired | other.retired,
-            generations=max(self.generations, other.generations),
-        )
-
-
 class SeenKeys(Protocol):
     """How far this server has seen epochs and generations come, kept outside the database."""
 
@@ -212,6 +185,9 @@ class SeenKeys(Protocol):
     async def remember_keys(self, progress: KeyProgress) -> None:
         """Keep it, durably, united with what is kept. Raises `LedgerUnavailable`: it could not be kept."""
         ...
+
+
+LastLook: TypeAlias = Callable[[Sequence[JsonValue]], OperatorAction]
 
 
 class KeyRegister(Protocol):
@@ -225,6 +201,14 @@ class KeyRegister(Protocol):
         """Give the epochs; see `kms.ports.Epochs`."""
         ...
 
+    async def written_epochs(self) -> EpochTable:
+        """Give the epochs as they are written, also where one waits (again) that was in use, says `SeenKeys`.
+
+        Only to decide on a change with: every change is held against what was seen, and `move_epoch` to a
+        time that has come mends it.
+        """
+        ...
+
     async def add_epoch(self, epoch: Epoch, check_value: bytes, action: OperatorAction) -> None:
         """Adopt an epoch with its key-check value (32 bytes), and record who did it, in one transaction.
 
@@ -234,11 +218,23 @@ class KeyRegister(Protocol):
         """
         ...
 
-    async def change_epoch(self, old: Epoch, new: Epoch, action: OperatorAction) -> None:
-        """Replace what is known of an epoch, in one transaction: its time while it waits, or its end.
+    async def move_epoch(self, old: Epoch, new: Epoch, action: OperatorAction) -> None:
+        """Give an epoch another time while it waits for it, and record who did, in one transaction.
 
         Raises:
             KeysConflict: it is no longer as `old` says, or its time has come.
+
+        """
+        ...
+
+    async def retire_epoch(self, old: Epoch, new: Epoch, *, after: int, last_look: LastLook) -> None:
+        """End an epoch for ever, in one transaction, beside which no release is recorded.
+
+        `last_look` is given what was recorded after the place `after` (`Records.end`). It may raise, and then
+        nothing is changed.
+
+        Raises:
+            KeysConflict: it is no longer as `old` says.
 
         """
         ...

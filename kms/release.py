@@ -45,7 +45,7 @@ from kms.labels import RECEIPT
 from kms.ledger.entries import REFUSED, RELEASED, SALT_LENGTH, DecisionEntry, entry_digest, timestamp
 from kms.plausibility import judge_claims
 from kms.policy.decision import Denied, decide
-from kms.ports import PolicyMoved
+from kms.ports import EpochsMoved, PolicyMoved
 from kms.request import ReleaseRequest, parse_request
 from kms.snp.product import Product
 from kms.snp.verify import Unverified, VerifiedReport, check_report_data
@@ -55,8 +55,8 @@ EVIDENCE_UNTRUSTED: Final = "evidence-untrusted"
 MEASUREMENT_UNKNOWN: Final = "measurement-unknown"
 POLICY_DENIED: Final = "policy-denied"
 
-# How often a decision is made again because the policy changed under it, before the guest is asked to
-# come back: each round is a whole policy change, so more than a few mean something else is wrong.
+# How often a decision is made again because the policy or the epochs changed under it, before the guest is
+# asked to come back: each round is a whole change of them, so more than a few mean something else is wrong.
 _MOST_JUDGEMENTS: Final = 5
 _CLOCK_SKEW: Final = timedelta(minutes=1)  # between the server that issued a challenge and this one
 
@@ -118,8 +118,10 @@ async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refus
             return await _judge(case, evidence, verified, proven)
         except PolicyMoved:
             await desk.policies.refresh()
+        except EpochsMoved:
+            continue  # they are looked up for each judgement
     raise LedgerUnavailable(
-        "the policy changed too often while this request was judged", reason="policy-moving"
+        "policy and epochs changed too often while this request was judged", reason="policy-moving"
     )
 
 
@@ -164,8 +166,7 @@ async def _judge(
         return await refuse(POLICY_DENIED, checks, boot_info=boot_info)
 
     # (7) Epochs: the app's pinned one or the current, unless the guest asks for another that is not retired.
-    table = await desk.epochs.epochs()
-    epochs, epoch_check = choose_epochs(decision, table.available(case.now))
+    epochs, epoch_check = choose_epochs(decision, await desk.epochs.epochs(), case.now)
     if not epoch_check.passed:
         return await refuse(EPOCH_UNAVAILABLE, (*checks, epoch_check), boot_info=boot_info)
 
@@ -180,7 +181,8 @@ async def _judge(
     )
     sealed = seal(request.recipient, envelope, request.digest)
 
-    # (9) Record. One transaction: the judged revision is still active, the challenge unspent. Then release.
+    # (9) Record. One transaction: the judged revision is still active, no epoch of the keys was retired, the
+    # challenge is unspent. Then release.
     entry = case.entry(
         outcome=RELEASED,
         code=None,
@@ -190,6 +192,7 @@ async def _judge(
         revision=decision.revision,
         epochs=tuple(sorted(set(epochs.values()))),
         certificates=tuple(key.issued for key in keys if key.issued is not None),
+        key_epochs=tuple(key.epoch for key in keys),
     )
     receipt = make_receipt(desk.identity, entry)
     await desk.decisions.record(entry, case.challenge.expires_at)
@@ -274,6 +277,7 @@ class _Case:
         revision: str | None = None,
         epochs: tuple[int, ...] = (),
         certificates: tuple[IssuedCertificate, ...] = (),
+        key_epochs: tuple[int | None, ...] = (),
     ) -> DecisionEntry:
         return DecisionEntry(
             release_id=self.submission.release_id,
@@ -287,6 +291,7 @@ class _Case:
             ask=self.request.ask,
             epochs=epochs,
             certificates=certificates,
+            key_epochs=key_epochs,
             policy_revision=revision,
             challenge=self.challenge.raw if spend else None,
             client=self.submission.client,

@@ -130,7 +130,7 @@ class RecordAdministration:
             checks = (Check.of(COLLATERAL, False, missing.detail, reason=missing.reason), *checks)
         if isinstance(verification.decision, Allowed):
             table = await self.epochs.epochs()
-            _, epoch_check = choose_epochs(verification.decision, table.available(now))
+            _, epoch_check = choose_epochs(verification.decision, table, now)
             checks = (*checks, epoch_check)
         rules = None if active is None else await self._rules(active.policy.revision)
         explained = await self.beside(

@@ -1,9 +1,14 @@
-"""Which guests took which epoch, by the record of this KMS, and whom the end of an epoch would leave behind.
+"""Which guests took which keys of which epoch, by the record of this KMS.
 
 A guest is an app id, an instance id and a chip id, as a release proved them. Where one of them is not told,
 several guests look like one: those of an app on one chip without instance ids, or of an app without both.
 Then the one that took a newer epoch hides the others that did not. And a guest that moved to another chip
 looks like two, of which the old one stays behind until it was not seen for long enough.
+
+Each key counts by itself, by its name and scope: a guest that took its `env` of a newer epoch may have its
+disk under `disk` of the old one. And it counts by the epoch that was taken last. A guest that once took a
+newer one may have been unable to open its disk with it (it was started without naming an epoch), and asks for
+the old one ever since. Of epochs that one request took together the newest counts: that is how guests move.
 
 Nothing here says that the record is as it was written.
 """
@@ -12,20 +17,19 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from heapq import nlargest, nsmallest
-from typing import Final, NamedTuple
+from heapq import nsmallest
+from typing import Final, NamedTuple, TypeAlias
 
 from kms.administration.office import Json
 from kms.administration.what_if import MOST_RECORDS
-from kms.errors import EpochInUse
 from kms.identifiers import AppId, ChipId, InstanceId
-from kms.ledger.entries import REFUSED, RELEASED, timestamp
-from kms.ledger.recorded import RecordDamaged
+from kms.ledger.entries import REFUSED, RELEASED, read_timestamp, timestamp
+from kms.ledger.recorded import RecordDamaged, read_epochs
 from kms.operator_ports import Records
 from kms.strict_json import MAX_VALUES, Fields, JsonValue
 
 MOST_LISTED: Final = 1_000  # guests of a rotation
-MOST_LEFT_BEHIND: Final = 50  # guests or apps that are named; the rest is counted
+MOST_KEYS: Final = 500_000  # of all guests, 400 bytes each: a guest may ask for ever new names
 _PAUSE_AFTER: Final = 10  # records: a millisecond
 
 
@@ -41,11 +45,26 @@ class Guest(NamedTuple):
         return {name: None if value is None else value.hex() for name, value in self._asdict().items()}
 
 
+class Key(NamedTuple):
+    """What a guest's keys are told apart by, as it asked for them."""
+
+    name: str
+    scope: str
+
+    def to_json(self) -> Json:
+        """Give both."""
+        return {"name": self.name, "scope": self.scope}
+
+
+Taken: TypeAlias = Mapping[Key, Mapping[int, datetime]]
+"""A guest's keys: when it last took each of which epoch."""
+
+
 class _Release(NamedTuple):
     """What counts here of a recorded release: to read all of each takes five times as long."""
 
     guest: Guest
-    epochs: frozenset[int]
+    keys: tuple[tuple[Key, int], ...]
     decided_at: datetime
 
     @classmethod
@@ -63,59 +82,69 @@ class _Release(NamedTuple):
             instance_id=proven.nullable("instance_id", lambda name: proven.hex(name, InstanceId)),
             chip_id=proven.nullable("chip_id", lambda name: proven.hex(name, ChipId)),
         )
-        epochs = frozenset(
-            each if type(each) is int and each > 0 else fields.fail("`epochs` must be integers from 1 on")
-            for each in fields.array("epochs", at_most=MAX_VALUES)
-        )
-        decided_at = fields.convert("decided_at", fields.text("decided_at"), _moment)
-        return cls(guest, epochs, decided_at)
+        keys = [_key(each) for each in fields.array("keys", at_most=MAX_VALUES)]
+        epochs, of_keys = read_epochs(fields, len(keys))
+        if not of_keys:
+            # It was recorded when there was one epoch, and none was said of each key. Should it have more,
+            # the oldest counts for all: better a guest that stays behind than one whose disk is lost.
+            of_keys = (min(epochs, default=None),) * len(keys)
+        taken = tuple((key, epoch) for key, epoch in zip(keys, of_keys, strict=True) if epoch is not None)
+        decided_at = fields.convert("decided_at", fields.text("decided_at"), read_timestamp)
+        return cls(guest, taken, decided_at)
 
 
 @dataclass(slots=True, kw_only=True)
 class Rotation:
-    """What guests (of one app, or of all) took from `since` on: which epochs, and when each last.
+    """What guests (of one app, or of all) took from `since` on: which keys of which epochs, and when last.
 
-    A release of several epochs counts for each; one of keys that have no epoch (dstack's) for none.
-    `records` were read, of which `damaged` could not be, so that their guests are unknown. `complete` is
-    false where there are more: then it is the latest ones.
+    Keys that have no epoch (dstack's) do not count. `records` were read, of which `damaged` could not be, so
+    that their guests are unknown; all that was recorded up to `place` is among them. `complete` is false
+    where there are more, or too many keys: then it is the latest ones.
     """
 
     since: datetime
     app: AppId | None = None
-    guests: dict[Guest, dict[int, datetime]] = field(default_factory=dict)
+    guests: dict[Guest, dict[Key, dict[int, datetime]]] = field(default_factory=dict)
+    keys: int = 0
     records: int = 0
     damaged: int = 0
     complete: bool = True
+    place: int = 0
 
     def take(self, entry: JsonValue) -> None:
-        """Count one record. They come newest first."""
+        """Count one record; in any order, and one that comes twice changes nothing of the guests."""
         self.records += 1
         try:
             release = _Release.read(entry)
         except RecordDamaged:
             self.damaged += 1
             return
-        if release is None or not release.epochs:
+        if release is None or (self.app is not None and release.guest.app_id != self.app):
             return
-        if self.app is None or release.guest.app_id == self.app:
-            taken = self.guests.setdefault(release.guest, {})
-            for epoch in release.epochs:
-                taken.setdefault(epoch, release.decided_at)
+        for key, epoch in release.keys:
+            epochs = self.guests.setdefault(release.guest, {}).setdefault(key, {})
+            self.keys += not epochs
+            epochs[epoch] = max(epochs.get(epoch, release.decided_at), release.decided_at)
 
     def to_json(self) -> Json:
-        """Give the answer of `KeyWork.rotation`; those that are furthest behind come first."""
-        by_epoch = Counter(max(taken) for taken in self.guests.values())
+        """Give the answer of `KeyWork.rotation`; those that are furthest behind come first.
+
+        A guest is of the epoch that it took every one of its keys of last, or of a newer one.
+        """
+        by_epoch = Counter(map(_epoch_of_guest, self.guests.values()))
         listed = nsmallest(
-            MOST_LISTED, self.guests.items(), key=lambda each: (max(each[1]), -_last(each[1]).timestamp())
+            MOST_LISTED,
+            self.guests.items(),
+            key=lambda each: (_epoch_of_guest(each[1]), -last_seen(each[1]).timestamp()),
         )
         return {
             "since": timestamp(self.since),
             "guests": [
                 {
                     **guest.to_json(),
-                    "epochs": {str(epoch): timestamp(at) for epoch, at in sorted(taken.items())},
-                    "newest": max(taken),
-                    "last_seen": timestamp(_last(taken)),
+                    "epochs": {str(epoch): timestamp(at) for epoch, at in sorted(epochs_of(taken).items())},
+                    "epoch": _epoch_of_guest(taken),
+                    "last_seen": timestamp(last_seen(taken)),
                 }
                 for guest, taken in listed
             ],
@@ -126,68 +155,18 @@ class Rotation:
             "complete": self.complete,
         }
 
-    def left_behind(self, epoch: int, seen_since: datetime) -> dict[Guest, dict[int, datetime]]:
-        """Give the guests seen since then that never took a newer epoch, with what they took."""
-        return {
-            guest: taken
-            for guest, taken in self.guests.items()
-            if max(taken) <= epoch and _last(taken) >= seen_since
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftBehind:
-    """Whom the end of an epoch would leave without keys, and whether that is all.
-
-    `pinned` are the apps that the policy in force pins to the epoch, None where that cannot be told.
-    """
-
-    guests: Mapping[Guest, Mapping[int, datetime]]
-    pinned: frozenset[AppId] | None
-    damaged: int
-    complete: bool
-
-    def require_nobody(self) -> None:
-        """Go on only if nobody is left behind.
-
-        Raises:
-            EpochInUse: somebody is, or may be.
-
-        """
-        if self.guests:
-            detail, reason = "guests that were seen lately never took a newer epoch", None
-        elif self.pinned:
-            detail, reason = "the policy in force pins apps to this epoch", "epoch-pinned"
-        elif self.pinned is None:
-            detail, reason = "which apps the policy in force pins cannot be told", "epoch-pins-unknown"
-        elif self.damaged:
-            detail, reason = "records that cannot be read may be of guests that use it", "records-damaged"
-        elif not self.complete:
-            detail, reason = "there are more records than can be read at once", "too-many-records"
-        else:
-            return
-        raise EpochInUse(f"{detail}; nothing was changed", reason=reason, details=self.to_json())
-
-    def to_json(self) -> Json:
-        """Give those that were seen last, with `facts`."""
-        guests = nlargest(MOST_LEFT_BEHIND, self.guests.items(), key=lambda each: _last(each[1]))
-        shown: list[JsonValue] = [
-            {**guest.to_json(), "last_seen": timestamp(_last(taken)), "epochs": [*sorted(taken)]}
-            for guest, taken in guests
-        ]
-        return {"guests": shown, **self.facts()}
-
-    def facts(self) -> Json:
-        """Give how many guests there are, and the rest."""
-        pinned: list[JsonValue] | None = None
-        if self.pinned is not None:
-            pinned = [*sorted(app.hex() for app in self.pinned)[:MOST_LEFT_BEHIND]]
-        return {
-            "count": len(self.guests),
-            "pinned": pinned,
-            "damaged": self.damaged,
-            "complete": self.complete,
-        }
+    def left_behind(self, epoch: int, seen_since: datetime) -> dict[Guest, Taken]:
+        """Give the keys that guests took since then, and last of this epoch or an older one."""
+        found: dict[Guest, Taken] = {}
+        for guest, taken in self.guests.items():
+            lost = {
+                key: epochs
+                for key, epochs in taken.items()
+                if _epoch_of_key(epochs) <= epoch and max(epochs.values()) >= seen_since
+            }
+            if lost:
+                found[guest] = lost
+        return found
 
 
 async def who_took(
@@ -197,7 +176,7 @@ async def who_took(
     *,
     app: AppId | None = None,
 ) -> Rotation:
-    """Read which guest (of one app, or of all) took which epoch from `since` on.
+    """Read which guest (of one app, or of all) took what from `since` on.
 
     `pause` is awaited every few records, so that guests are served meanwhile.
 
@@ -205,23 +184,47 @@ async def who_took(
         LedgerUnavailable: the database did not answer.
 
     """
-    rotation = Rotation(since=since, app=app)
-    async for entry in records.scan(since):
-        if rotation.records == MOST_RECORDS:
-            rotation.complete = False
-            break
+    rotation = Rotation(since=since, app=app, place=await records.end())
+
+    async def take(entry: JsonValue) -> None:
         rotation.take(entry)
         if rotation.records % _PAUSE_AFTER == 0:
             await pause()
+
+    async for entry in records.scan(since):
+        if rotation.records == MOST_RECORDS or rotation.keys >= MOST_KEYS:
+            rotation.complete = False
+            break
+        await take(entry)
+    # The newest come first, so that nothing of what was recorded meanwhile is among them.
+    async for place, entry in records.scan_after(rotation.place):
+        await take(entry)
+        rotation.place = place
     return rotation
 
 
-def _last(taken: Mapping[int, datetime]) -> datetime:
-    return max(taken.values())
+def last_seen(taken: Taken) -> datetime:
+    """Give when a guest last took any of these keys."""
+    return max(max(epochs.values()) for epochs in taken.values())
 
 
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if timestamp(moment) != text:
-        raise ValueError("not a time as it is recorded")
-    return moment
+def epochs_of(taken: Taken) -> dict[int, datetime]:
+    """Give when a guest last took any of these keys of each epoch."""
+    found: dict[int, datetime] = {}
+    for epochs in taken.values():
+        for epoch, at in epochs.items():
+            found[epoch] = max(found.get(epoch, at), at)
+    return found
+
+
+def _epoch_of_guest(taken: Taken) -> int:
+    return min(map(_epoch_of_key, taken.values()))
+
+
+def _epoch_of_key(epochs: Mapping[int, datetime]) -> int:
+    return max(epochs, key=lambda epoch: (epochs[epoch], epoch))
+
+
+def _key(value: JsonValue) -> Key:
+    fields = Fields(value, "entry.keys", RecordDamaged)
+    return Key(fields.text("name"), fields.text("scope"))

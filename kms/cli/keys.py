@@ -3,7 +3,7 @@
 import argparse
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from kms.cli import keys_backup, keys_dstack
@@ -19,13 +19,13 @@ from kms.cli.output import OK, print_json
 from kms.cli.parsers import Group, Parser, count, moment, run_group, span
 from kms.cli.saying import Line, fields, say
 from kms.identifiers import AppId
+from kms.keys.epochs import LATELY
 from kms.strict_json import Fields
 
 if TYPE_CHECKING:
     from kms.administration.office import Json, KeyWork, Office
     from kms.operators import Actor
 
-_LATELY: Final = timedelta(days=30)
 # Of this millennium, as the routes take it.
 _RFC_3339: Final = re.compile(r"2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -101,7 +101,7 @@ def _add_retire(group: Group) -> None:
         "--seen-within",
         metavar="TIME",
         type=span,
-        default=_LATELY,
+        default=LATELY,
         help="guests not seen for longer do not count (default 30d)",
     )
     command.add_argument("--force", action="store_true", help="though guests are left behind")
@@ -117,7 +117,7 @@ def _add_rotation(group: Group) -> None:
     )
     command.add_argument("--app", metavar="ID", type=_app, help="of this app only, by its id (hex)")
     command.add_argument(
-        "--since", metavar="TIME", type=span, default=_LATELY, help="guests seen that lately (default 30d)"
+        "--since", metavar="TIME", type=span, default=LATELY, help="guests seen that lately (default 30d)"
     )
     add_office_options(command)
     command.set_defaults(run=_rotation)

@@ -15,12 +15,19 @@ _NO_CURRENT: Final = "NO epoch is current: no guest gets a key"
 
 
 def keys_lines(answer: Fields) -> Iterator[Line]:
-    """Say every epoch, what was never adopted, and every generation of the identity."""
+    """Say every epoch, what was never adopted, and every generation of the identity.
+
+    Where the root does not answer, the epochs are said, and that the rest is not known.
+    """
     for epoch in each_of(answer, "epochs"):
         yield _epoch(epoch)
     if answer.take("current") is None:
         yield Line(_NO_CURRENT, "bold red")
-    for version in _numbers(answer, "not_adopted"):
+    if (root := optional_text(answer, "root")) is not None:
+        yield Line(
+            f"the root key does not answer now ({root}): what only it can tell is left out", "bold red"
+        )
+    for version in answer.nullable("not_adopted", lambda name: _numbers(answer, name)) or ():
         yield Line(
             f"version {version} of the root exists at its provider and was never adopted:"
             " no key is made of it until `kms keys rotate` adopts it",
@@ -58,7 +65,8 @@ def left_behind_lines(answer: Fields) -> Iterator[Line]:
     guests, count = list(each_of(answer, "guests")), answer.integer("count")
     for guest in guests[:_MOST_SHOWN]:
         who, took = _who(guest.text("app_id"), guest), ", ".join(map(str, _numbers(guest, "epochs")))
-        yield Line(f"  {who}: took epoch {took}, last seen {when(guest.text('last_seen'))}")
+        keys = ", ".join(f"{key.text('name')}@{key.text('scope')}" for key in each_of(guest, "keys"))
+        yield Line(f"  {who}: took epoch {took} of {keys}, last seen {when(guest.text('last_seen'))}")
     yield from _more(count - len(guests[:_MOST_SHOWN]))
     pinned = answer.nullable("pinned", lambda name: texts(answer, name))
     if pinned is None:
@@ -69,7 +77,7 @@ def left_behind_lines(answer: Fields) -> Iterator[Line]:
 
 
 def rotation_lines(answer: Fields, keys: Fields) -> Iterator[Line]:
-    """Say by app how many guests have which epoch as their newest, then who lacks the current one.
+    """Say by app how many guests are of which epoch, then who is still of an older one than the current.
 
     `keys` is what the office said of the epochs.
     """
@@ -77,10 +85,11 @@ def rotation_lines(answer: Fields, keys: Fields) -> Iterator[Line]:
     by_app: dict[str, Counter[int]] = {}
     stragglers = []
     for guest in each_of(answer, "guests"):
-        app, newest, last_seen = guest.text("app_id"), guest.integer("newest"), guest.text("last_seen")
-        by_app.setdefault(app, Counter())[newest] += 1
-        if current is not None and newest < current:
-            stragglers.append(Line(f"  {_who(app, guest)}: epoch {newest}, last seen {when(last_seen)}"))
+        app, epoch, last_seen = guest.text("app_id"), guest.integer("epoch"), guest.text("last_seen")
+        by_app.setdefault(app, Counter())[epoch] += 1
+        if current is not None and epoch < current:
+            text = f"  {_who(app, guest)}: still of epoch {epoch}, last seen {when(last_seen)}"
+            stragglers.append(Line(text))
     yield from _table(by_app, totals)
     since, count = when(answer.text("since")), answer.integer("count")
     yield Line(f"{count} guest(s) in {answer.integer('records')} record(s) since {since}", "dim")
@@ -92,11 +101,11 @@ def rotation_lines(answer: Fields, keys: Fields) -> Iterator[Line]:
         return
     behind = sum(guests for epoch, guests in totals.items() if epoch < current)
     if behind:
-        yield Line(f"{behind} guest(s) never took epoch {current}, the current one:", "yellow")
+        yield Line(f"{behind} guest(s) are still of an older epoch than {current}, the current one:", "yellow")
         yield from stragglers
         yield from _more(behind - len(stragglers))
     elif count:
-        yield Line(f"every guest took epoch {current}, the current one", "green")
+        yield Line(f"every guest is of epoch {current}, the current one", "green")
 
 
 def _more(left_out: int) -> Iterator[Line]:
@@ -126,8 +135,8 @@ def _epoch(epoch: Fields) -> Line:
 def _generation(generation: Fields) -> Line:
     made_at, made_by = optional_text(generation, "made_at"), optional_text(generation, "made_by")
     made = "as old as the root" if made_at is None else f"made {when(made_at)} by {made_by}"
-    number, identity = generation.integer("generation"), generation.text("identity")
-    return Line(f"identity, generation {number}: {identity}, {made}")
+    number, identity = generation.integer("generation"), optional_text(generation, "identity")
+    return Line(f"identity, generation {number}: {identity or 'not known now'}, {made}")
 
 
 def _numbers(answer: Fields, name: str) -> list[int]:

@@ -20,10 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kms.background import Background
 from kms.database.engine import reading, writing
-from kms.database.schema import active_policy, decisions, installation, spent_challenges
+from kms.database.schema import active_policy, decisions, installation, key_epochs, spent_challenges
 from kms.errors import ChallengeUsed, LedgerUnavailable
 from kms.ledger.entries import DecisionEntry, timestamp
-from kms.ports import Clock, PolicyMoved
+from kms.ports import Clock, EpochsMoved, PolicyMoved
 
 _log = structlog.get_logger("kms.decisions")
 
@@ -42,6 +42,14 @@ class _Waiting:
     canonical: bytes
     challenge_expires_at: datetime | None
     done: "asyncio.Future[None]"
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What decisions must still agree with while they are written: nothing changes it meanwhile."""
+
+    revision: str | None
+    retired: frozenset[int]
 
 
 class DecisionStore:
@@ -128,10 +136,9 @@ class DecisionStore:
         outcomes: list[Exception | None] = []
         try:
             async with writing(self._engine) as connection:
-                found = (await connection.execute(select(active_policy.c.revision))).first()
-                active = None if found is None else found.revision
+                state = await _state(connection)
                 await self._purge(connection)
-                outcomes.extend([await _write_one(connection, waiting, active) for waiting in batch])
+                outcomes.extend([await _write_one(connection, waiting, state) for waiting in batch])
         except LedgerUnavailable as error:
             # Nothing of the batch is there. Whoever waits is told so, and no key leaves.
             if len(batch) > 1 and _is_of_one_entry(error.__cause__):
@@ -183,10 +190,19 @@ def _tell(batch: list[_Waiting], outcomes: list[Exception | None]) -> None:
             waiting.done.set_exception(outcome)
 
 
-async def _write_one(connection: AsyncConnection, waiting: _Waiting, active: str | None) -> Exception | None:
+async def _state(connection: AsyncConnection) -> _State:
+    # Only what may have changed since the release looked: that it is authentic, the release itself has seen.
+    found = (await connection.execute(select(active_policy.c.revision))).first()
+    retired = await connection.execute(select(key_epochs.c.epoch).where(key_epochs.c.retired_at.is_not(None)))
+    return _State(None if found is None else found.revision, frozenset(retired.scalars()))
+
+
+async def _write_one(connection: AsyncConnection, waiting: _Waiting, state: _State) -> Exception | None:
     entry = waiting.entry
-    if entry.policy_revision is not None and entry.policy_revision != active:
+    if entry.policy_revision is not None and entry.policy_revision != state.revision:
         return PolicyMoved(entry.policy_revision)
+    if not state.retired.isdisjoint(entry.epochs):
+        return EpochsMoved(entry.epochs)
     if entry.challenge is not None and waiting.challenge_expires_at is not None:
         # One statement decides who wins (field lesson 36): the primary key, not a look before the leap.
         spent = await connection.execute(

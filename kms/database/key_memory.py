@@ -1,18 +1,29 @@
-"""How far epochs and generations had come, as this server has seen it: in memory and in the anchor."""
+"""How far epochs and generations had come, as this server has seen it: in memory and in the anchor.
+
+That an epoch is in use because its time has come is remembered only after ten minutes. Only the clock says
+so, and a clock can leap: remembered at the first look, a leap of seconds over the time of an epoch that waits
+would stop all releases until that time comes, however soon the clock is right again. Minutes are measured by
+what does not leap, and every look within them must agree. Nothing is lost by it: for as long before that
+time, and unnoticed, whoever owns the database can already put back an older copy in which the epoch waits
+longer. What operators put in use at once is remembered at once.
+"""
 
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
 from kms.errors import LedgerUnavailable
-from kms.operator_ports import KeyProgress, SeenKeys
+from kms.keys.epochs import KeyProgress
+from kms.operator_ports import SeenKeys
 
 _log = structlog.get_logger("kms.keys")
 
 _LOOK_EVERY: Final = 1.0  # seconds: another process of this server may have seen more
+_BELIEVE_AFTER: Final = 600.0  # seconds
 
 
 class KeyMemory:
@@ -23,6 +34,7 @@ class KeyMemory:
         self._monotonic = monotonic
         self._seen = KeyProgress()
         self._looked_at = float("-inf")
+        self._in_use: tuple[int, float] | None = None  # the newest at the last look, and since when it was
         self._alone = asyncio.Lock()
 
     async def seen(self) -> KeyProgress:
@@ -31,7 +43,7 @@ class KeyMemory:
         Asked afterwards, a change in between would look like an older copy of them.
 
         Raises:
-            LedgerUnavailable: it cannot be told.
+            AnchorUnusable: the anchor cannot be read, or says nothing that can be.
 
         """
         if self._stale:
@@ -41,8 +53,23 @@ class KeyMemory:
                     self._looked_at = self._monotonic()
         return self._seen
 
+    def believed(self, progress: KeyProgress) -> KeyProgress:
+        """Give what of a look is to be kept: without the epoch in use, until it was that for long enough."""
+        now = self._monotonic()
+        if self._in_use is None or self._in_use[0] != progress.in_use:
+            self._in_use = progress.in_use, now
+        if now - self._in_use[1] < _BELIEVE_AFTER:
+            return replace(progress, in_use=self._seen.in_use)
+        return progress
+
     async def keep(self, progress: KeyProgress) -> None:
-        """Keep what is about to be used, durably. Raises `LedgerUnavailable`: it could not be kept."""
+        """Keep what is about to be used, durably.
+
+        Raises:
+            AnchorUnusable: as `seen`.
+            LedgerUnavailable: it could not be written.
+
+        """
         if self._seen.includes(progress):
             return
         async with self._alone:

@@ -13,7 +13,7 @@ from sqlalchemy import Table
 
 from kms.database.schema import key_epochs, key_identities
 from kms.errors import LedgerUnavailable
-from kms.keys.epochs import Epoch, EpochTable
+from kms.keys.epochs import Epoch, EpochTable, without_gap
 from kms.keys.row_seal import RowSeal, optional
 from kms.ledger.entries import timestamp
 from kms.operator_ports import Generation
@@ -84,8 +84,7 @@ class KeyRows:
             Generation(number=number, made_at=datetime.fromisoformat(made_at), made_by=made_by)
             for number, made_at, made_by in self._opened(key_identities, rows)
         )
-        numbers = [each.number for each in found]
-        if numbers != list(range(_SECOND_GENERATION, _SECOND_GENERATION + len(found))):
+        if not without_gap([each.number for each in found], _SECOND_GENERATION):
             raise EpochsUntrusted("rows of generations of the identity were removed from the database")
         return found
 

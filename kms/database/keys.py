@@ -3,13 +3,14 @@
 Whoever can write the database, but has neither the root key nor this server's anchor, cannot add an epoch,
 end one, bring one back, or make an older one current again: rows carry MACs (`kms.database.key_rows`), and
 how far they had come is remembered outside (`KeyProgress`), so that an older copy of them is noticed. What is
-not noticed: the time of an epoch that waits, set back to one that it was given before. A server that has
-never seen this database believes what it is shown first: a new replica is given the anchor of another.
+not noticed: the time of an epoch that waits, or came within minutes, set back to one that it was given
+before. A server that has never seen this database believes what it is shown first: a new replica is given the
+anchor of another.
 """
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,17 +23,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from kms.database.actions import insert_action
 from kms.database.engine import reading, triggers_and_views, writing
 from kms.database.installation import adopt_check_values, stored_check_values
+from kms.database.key_changes import (
+    require_move,
+    require_progress,
+    require_retirement,
+    require_unchanged,
+    taken,
+)
 from kms.database.key_memory import KeyMemory
 from kms.database.key_rows import EpochsUntrusted, KeyRows, Values
+from kms.database.records import entries_after
 from kms.database.schema import key_epochs, key_identities
 from kms.errors import ConfigurationError, KeysConflict, LedgerUnavailable
-from kms.keys.epochs import Epoch, EpochTable
+from kms.keys.epochs import Epoch, EpochTable, KeyProgress
 from kms.keys.root_messages import FOUNDING_EPOCH
 from kms.keys.row_seal import RowSeal
 from kms.ledger.actions import OperatorAction
-from kms.ledger.entries import SALT_LENGTH, timestamp
-from kms.operator_ports import Generation, KeyProgress, SeenKeys
+from kms.ledger.entries import SALT_LENGTH
+from kms.operator_ports import Generation, LastLook, SeenKeys
 from kms.ports import Clock, Randomness
+from kms.strict_json import JsonValue
 
 _log = structlog.get_logger("kms.keys")
 
@@ -65,16 +75,23 @@ class KeyStore:
         self._said_at = float("-inf")
 
     async def found(self, made_by: str) -> None:
-        """Make the row of the first epoch, in a database that has no rows of epochs yet.
+        """Make the row of the first epoch, in a database without rows of epochs; `epochs` judges those.
 
         Raises:
-            ConfigurationError: it had rows, and they were removed.
+            ConfigurationError: it had rows, and they were removed; or whether it had cannot be told.
+            LedgerUnavailable: it did not answer, or did not keep the row.
 
         """
-        seen = await self._memory.seen()
         async with reading(self._engine) as connection:
             if await _all(connection, key_epochs):
                 return
+        try:
+            seen = await self._memory.seen()
+        except LedgerUnavailable as error:
+            raise ConfigurationError(
+                f"the database has no epochs, and whether it had some cannot be told: {error.detail}",
+                remedy="mend what remembers it (KMS_LEDGER_ANCHOR)",
+            ) from error
         first = Epoch(number=FOUNDING_EPOCH, made_at=self._clock(), made_by=made_by, active_from=_ALWAYS)
         async with writing(self._engine) as connection:
             if await _all(connection, key_epochs):
@@ -93,8 +110,13 @@ class KeyStore:
         async with reading(self._engine) as connection:
             rows = await _all(connection, key_epochs)
         table, progress = self._verify_epochs(rows, seen)
-        await self._memory.keep(progress)
+        await self._memory.keep(self._memory.believed(progress))
         return table
+
+    async def written_epochs(self) -> EpochTable:
+        """Give what to rotate; see `KeyRegister.written_epochs`."""
+        async with reading(self._engine) as connection:
+            return self._read_epochs(await _all(connection, key_epochs))
 
     async def add_epoch(self, epoch: Epoch, check_value: bytes, action: OperatorAction) -> None:
         """Adopt an epoch; see `KeyRegister.add_epoch`.
@@ -109,7 +131,7 @@ class KeyStore:
             table, _ = self._verify_epochs(await _all(connection, key_epochs), seen)
             there = table.epoch(epoch.number)
             if there is not None:
-                raise _taken("epoch", there)
+                raise taken("epoch", there)
             grown = table.with_epoch(epoch)
             await connection.execute(insert(key_epochs).values(self._rows.of_epoch(epoch)))
             values = {epoch.number: check_value}
@@ -121,26 +143,54 @@ class KeyStore:
             await self._require_epochs(connection, grown)
             if not values.items() <= (await stored_check_values(connection)).items():
                 raise LedgerUnavailable("the database did not keep the key-check value that it was given")
-        await self._memory.keep_committed(seen.with_epochs(grown, self._clock()))
+        await self._keep_changed(seen, grown, epoch)
 
-    async def change_epoch(self, old: Epoch, new: Epoch, action: OperatorAction) -> None:
-        """Replace what is known of an epoch; see `KeyRegister.change_epoch`.
+    async def move_epoch(self, old: Epoch, new: Epoch, action: OperatorAction) -> None:
+        """Give an epoch another time; see `KeyRegister.move_epoch`.
 
         Raises:
-            ValueError: `new` is neither `old` with another time nor `old` retired.
+            ValueError: `new` is not `old` with another time.
 
         """
+
+        def moved(_: Sequence[JsonValue]) -> OperatorAction:
+            require_move(old, new, self._clock())
+            return action
+
+        await self._change(old, new, moved)
+
+    async def retire_epoch(self, old: Epoch, new: Epoch, *, after: int, last_look: LastLook) -> None:
+        """End an epoch; see `KeyRegister.retire_epoch`.
+
+        Raises:
+            ValueError: `new` is not `old` with its end.
+
+        """
+        require_retirement(old, new)
+        await self._change(old, new, last_look, after=after)
+
+    async def _change(self, old: Epoch, new: Epoch, decide: LastLook, *, after: int | None = None) -> None:
         seen = await self._memory.seen()
         async with writing(self._engine) as connection:
-            table, _ = self._verify_epochs(await _all(connection, key_epochs), seen)
-            _require_unchanged(old, table.epoch(old.number))
-            _require_change(old, new, self._clock())
+            table = self._read_epochs(await _all(connection, key_epochs))
+            require_unchanged(old, table.epoch(old.number))
             changed = table.with_epoch(new)
+            # Not what was there: to put an epoch in use is how operators mend one that was, and waits again.
+            self._require_progress(changed, seen)
+            # The write lock is held: whoever took a key of this epoch is recorded, or will not get it.
+            late = () if after is None else await entries_after(connection, after)
+            action = decide([entry for _, entry in late])
             this = key_epochs.c.epoch == old.number
             await connection.execute(update(key_epochs).where(this).values(self._rows.of_epoch(new)))
             await insert_action(connection, action, self._randomness(SALT_LENGTH))
             await self._require_epochs(connection, changed)
-        await self._memory.keep_committed(seen.with_epochs(changed, self._clock()))
+        await self._keep_changed(seen, changed, new)
+
+    async def _keep_changed(self, seen: KeyProgress, table: EpochTable, epoch: Epoch) -> None:
+        """Keep what operators made of an epoch. What the clock says of the others is for `epochs` to keep."""
+        now = self._clock()
+        in_use = epoch.number if epoch.active_from <= now else seen.in_use
+        await self._memory.keep_committed(replace(seen.with_epochs(table, now), in_use=in_use))
 
     async def generations(self) -> tuple[Generation, ...]:
         """Give the generations; see `KeyRegister.generations`."""
@@ -158,7 +208,7 @@ class KeyStore:
             there, before = self._verify_generations(await _all(connection, key_identities), seen)
             for each in there:
                 if each.number == generation.number:
-                    raise _taken("generation", each)
+                    raise taken("generation", each)
             if generation.number != before.generations + 1:
                 raise ValueError("not the next generation")
             await connection.execute(insert(key_identities).values(self._rows.of_generation(generation)))
@@ -170,13 +220,20 @@ class KeyStore:
         await self._memory.keep_committed(progress)
 
     def _verify_epochs(self, rows: tuple[Values, ...], seen: KeyProgress) -> tuple[EpochTable, KeyProgress]:
+        table = self._read_epochs(rows)
+        return table, self._require_progress(table, seen)
+
+    def _read_epochs(self, rows: tuple[Values, ...]) -> EpochTable:
         with self._saying():
             if self._verified is None or self._verified[0] != rows:
                 self._verified = rows, self._rows.epochs(rows)
-            table = self._verified[1]
+            return self._verified[1]
+
+    def _require_progress(self, table: EpochTable, seen: KeyProgress) -> KeyProgress:
+        with self._saying():
             progress = seen.with_epochs(table, self._clock())
-            _require_progress(progress, seen)
-        return table, progress
+            require_progress(progress, seen)
+            return progress
 
     def _verify_generations(
         self, rows: tuple[Values, ...], seen: KeyProgress
@@ -184,7 +241,7 @@ class KeyStore:
         with self._saying():
             generations = self._rows.generations(rows)
             progress = replace(seen, generations=1 + len(generations))
-            _require_progress(progress, seen)
+            require_progress(progress, seen)
         return generations, progress
 
     async def _require_epochs(self, connection: AsyncConnection, expected: EpochTable) -> None:
@@ -213,40 +270,3 @@ class KeyStore:
 async def _all(connection: AsyncConnection, table: Table) -> tuple[Values, ...]:
     [number] = table.primary_key.columns
     return tuple(tuple(row) for row in await connection.execute(select(table).order_by(number)))
-
-
-def _require_progress(progress: KeyProgress, seen: KeyProgress) -> None:
-    if not progress.includes(seen):
-        raise EpochsUntrusted(
-            f"the database says {progress}, and this server has seen {seen}: an older copy of the database,"
-            " or a clock that was set back"
-        )
-
-
-def _taken(what: str, there: Epoch | Generation) -> KeysConflict:
-    made_at = timestamp(there.made_at)
-    return KeysConflict(
-        f"{there.made_by} made {what} {there.number} at {made_at}; nothing was changed",
-        details={what: there.number, "made_by": there.made_by, "made_at": made_at},
-    )
-
-
-def _require_unchanged(old: Epoch, found: Epoch | None) -> None:
-    if found is not None and found.retired_at is not None and old.retired_at is None:
-        raise KeysConflict(
-            f"{found.retired_by} retired epoch {old.number} at {timestamp(found.retired_at)};"
-            " nothing was changed"
-        )
-    if found != old:
-        raise KeysConflict(f"somebody else changed epoch {old.number} just now; nothing was changed")
-
-
-def _require_change(old: Epoch, new: Epoch, now: datetime) -> None:
-    """Let an epoch get another time while it waits, or be retired; nothing else is ever changed."""
-    if new == replace(old, active_from=new.active_from):
-        if old.active_from <= now:
-            raise KeysConflict(f"the time of epoch {old.number} has come; nothing was changed")
-    elif old.retired_at is not None or new != replace(
-        old, retired_at=new.retired_at, retired_by=new.retired_by
-    ):
-        raise ValueError("of an epoch only its time and its end change")

@@ -3,10 +3,10 @@
 import json
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, Select, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import ColumnElement, Integer, Row, Select, func, literal_column, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kms.database.engine import reading
 from kms.database.schema import decisions
@@ -18,6 +18,8 @@ from kms.strict_json import JsonValue
 
 _PAGE: Final = 100  # entries of ten kilobytes each
 _columns = decisions.c
+# SQLite numbers rows in the order in which they were written, and no decision is ever deleted.
+_place: Final = literal_column("decisions.rowid", Integer)
 
 
 class DecisionRecords:
@@ -58,9 +60,33 @@ class DecisionRecords:
                 yield _json(row)
             rows = await self._rows(query.where(_older_than(rows[-1]))) if len(rows) == _PAGE else []
 
-    async def _rows(self, query: Select[tuple[object, ...]]) -> list[Row[tuple[object, ...]]]:
+    async def end(self) -> int:
+        """Give the place of what was recorded last; see `Records.end`."""
+        [row] = await self._rows(select(func.coalesce(func.max(_place), 0)).select_from(decisions))
+        return int(row[0])
+
+    async def scan_after(self, place: int) -> AsyncIterator[tuple[int, JsonValue]]:
+        """Give every entry that was recorded after a place; see `Records.scan_after`."""
+        while True:
+            async with reading(self._engine) as connection:
+                entries = await entries_after(connection, place, limit=_PAGE)
+            if not entries:
+                return
+            for each in entries:
+                yield each
+            place = entries[-1][0]
+
+    async def _rows(self, query: Select[Any]) -> list[Row[Any]]:
         async with reading(self._engine) as connection:
             return list((await connection.execute(query)).all())
+
+
+async def entries_after(
+    connection: AsyncConnection, place: int, *, limit: int | None = None
+) -> list[tuple[int, JsonValue]]:
+    """Give the entries that were recorded after a place, each with its own, on the caller's connection."""
+    query = select(_place.label("place"), _columns.entry).where(_place > place).order_by(_place).limit(limit)
+    return [(row.place, _json(row)) for row in await connection.execute(query)]
 
 
 def _entries() -> Select[tuple[object, ...]]:
@@ -88,7 +114,7 @@ def _older_than(row: Row[tuple[object, ...]]) -> ColumnElement[bool]:
     return tuple_(_columns.decided_at, _columns.id) < (row.decided_at, row.id)
 
 
-def _json(row: Row[tuple[object, ...]]) -> JsonValue:
+def _json(row: Row[Any]) -> JsonValue:
     try:
         entry: JsonValue = json.loads(row.entry)
     except (ValueError, TypeError, RecursionError):  # somebody wrote it by hand; SQLite keeps any type

@@ -5,8 +5,9 @@ from typing import Final
 from kms.administration.office import Json, KeyWork
 from kms.http import key_schemas as shapes
 from kms.http.operator_endpoint import Asked, OperatorRoutes
-from kms.http.operator_parameters import APP, EPOCH, LATELY, SINCE_SECONDS, moment
+from kms.http.operator_parameters import APP, EPOCH, SINCE_SECONDS, moment
 from kms.http.policy_bodies import span_in
+from kms.keys.epochs import LATELY
 
 _CHANGES: Final = ("keys-conflict", "root-key-unavailable")
 
@@ -19,7 +20,7 @@ def add_key_routes(routes: OperatorRoutes, keys: KeyWork) -> None:
         "/v1/keys",
         shapes.KeysAnswer,
         summary="Epochs, and generations of the identity",
-        refusals=("root-key-unavailable",),
+        description="The epochs also while the root does not answer.",
     )
     async def listed(asked: Asked) -> Json:
         return await keys.keys(asked.actor)

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Final, Literal
 from pydantic import Field
 
 from kms.http import examples
-from kms.http.operator_parameters import LATELY
 from kms.http.schemas import Shape
+from kms.keys.epochs import LATELY
 
 _LATER: Final = "2026-12-01T00:00:00.000000Z"
 _LATELY: Final = LATELY // timedelta(seconds=1)
@@ -45,7 +45,9 @@ class GenerationBody(Shape):
     """A generation of the KMS identity."""
 
     generation: int
-    identity: str = Field(description="Ed25519 public key, 32 bytes, base64url")
+    identity: str | None = Field(
+        description="Ed25519 public key, 32 bytes, base64url; null while the root does not answer"
+    )
     made_at: str | None = Field(description="null for the first, which is as old as the root")
     made_by: str | None
 
@@ -71,14 +73,17 @@ class KeysAnswer(Shape):
 
     epochs: list[EpochBody]
     current: int | None = Field(description="null where every epoch is retired or yet to come")
-    not_adopted: list[int] = Field(
-        description="versions of the root that exist at its provider, and that no key is made of"
+    root: str | None = Field(description="why the root does not answer now; null where it does")
+    not_adopted: list[int] | None = Field(
+        description="versions of the root that exist at its provider, and that no key is made of; null while"
+        " it does not answer"
     )
     identity: GenerationsBody
 
     example: ClassVar[dict[str, Any]] = {
         "epochs": [{**EpochBody.example, "state": "current"}, _NEXT],
         "current": 1,
+        "root": None,
         "not_adopted": [],
         "identity": GenerationsBody.example,
     }
@@ -111,25 +116,39 @@ class RetireBody(Shape):
     example: ClassVar[dict[str, Any]] = {"seen_within_seconds": _LATELY, "force": False}
 
 
+_GUEST: Final = {
+    "app_id": examples.APP_ID,
+    "instance_id": "1f" * 16,
+    "chip_id": examples.CHIP,
+    "last_seen": examples.AT,
+}
 _DAMAGED: Final = Field(description="records that cannot be read any more: their guests are not counted")
 _COMPLETE: Final = Field(description="false: there are more records than are read at once, and older")
 
 
+class KeyLeftBody(Shape):
+    """A key as a guest asked for it."""
+
+    name: str
+    scope: str
+
+    example: ClassVar[dict[str, Any]] = {"name": "disk", "scope": "app"}
+
+
 class GuestLeftBody(Shape):
-    """A guest that was seen lately and never took a newer epoch."""
+    """A guest that was seen lately with keys that it did not take of a newer epoch since."""
 
     app_id: str
     instance_id: str | None
     chip_id: str | None
     last_seen: str
-    epochs: list[int] = Field(description="those that it took")
+    epochs: list[int] = Field(description="those that it took these keys of")
+    keys: list[KeyLeftBody] = Field(description="32 of them at most")
 
     example: ClassVar[dict[str, Any]] = {
-        "app_id": examples.APP_ID,
-        "instance_id": "1f" * 16,
-        "chip_id": examples.CHIP,
-        "last_seen": examples.AT,
+        **_GUEST,
         "epochs": [1],
+        "keys": [KeyLeftBody.example],
     }
 
 
@@ -162,13 +181,13 @@ class RotationGuestBody(Shape):
     instance_id: str | None
     chip_id: str | None
     epochs: dict[str, str] = Field(description="the last time, by epoch")
-    newest: int
+    epoch: int = Field(description="it took every one of its keys of this epoch last, or of a newer one")
     last_seen: str
 
     example: ClassVar[dict[str, Any]] = {
-        **GuestLeftBody.example,
+        **_GUEST,
         "epochs": {"1": examples.AT},
-        "newest": 1,
+        "epoch": 1,
     }
 
 
@@ -178,7 +197,7 @@ class RotationAnswer(Shape):
     since: str
     guests: list[RotationGuestBody] = Field(description="those that are furthest behind come first")
     count: int = Field(description="how many guests there are")
-    by_epoch: dict[str, int] = Field(description="how many of them have this epoch as their newest")
+    by_epoch: dict[str, int] = Field(description="how many of them are of this epoch")
     records: int = Field(description="decisions that were read")
     damaged: int = _DAMAGED
     complete: bool = _COMPLETE

@@ -12,12 +12,12 @@ from typing import Final, TypeVar
 from kms.http import examples
 from kms.http.parameters import Parameter
 from kms.identifiers import AppId, ChipId, FixedBytes
+from kms.keys.epochs import LATELY
 
 MAX_LIMIT: Final = 500
 DEFAULT_LIMIT: Final = 50
 MAX_MESSAGE: Final = 4096  # characters
 LONGEST_SPAN: Final = 10 * 365 * 86_400  # seconds
-LATELY: Final = timedelta(days=30)  # when a guest was seen that counts
 _MAX_TEXT: Final = 512
 _REVISION: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _ID: Final = re.compile(r"[0-9a-f]{32}")

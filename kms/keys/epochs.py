@@ -5,11 +5,15 @@ Guests get keys of the current epoch, and of any other that is not retired if th
 open and re-encrypt their disks (field lesson 30).
 """
 
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Final, Self
 
 from kms.keys.root_messages import FOUNDING_EPOCH
+
+LATELY: Final = timedelta(days=30)  # what operators mean by a guest that was seen lately if they say no other
 
 
 class EpochState(StrEnum):
@@ -44,8 +48,7 @@ class EpochTable:
     epochs: tuple[Epoch, ...]
 
     def __post_init__(self) -> None:
-        numbers = [each.number for each in self.epochs]
-        if not numbers or numbers != list(range(FOUNDING_EPOCH, FOUNDING_EPOCH + len(numbers))):
+        if not self.epochs or not without_gap([each.number for each in self.epochs], FOUNDING_EPOCH):
             raise ValueError("the epochs must be 1, 2, … without a gap")
 
     @property
@@ -76,6 +79,13 @@ class EpochTable:
         available = self.available(now)
         return available[-1] if available else None
 
+    def choose(self, asked: int | None, pinned: int | None, now: datetime) -> int | None:
+        """Give the epoch of a key: as a guest asks, else the one that its app is pinned to, else the current.
+
+        None where there is no current one. Whether it is available is for the caller to see.
+        """
+        return asked or pinned or self.current(now)
+
     def state(self, epoch: Epoch, now: datetime) -> EpochState:
         """Say what an epoch of this table is good for."""
         if epoch.retired_at is not None:
@@ -83,3 +93,46 @@ class EpochTable:
         if epoch.active_from > now:
             return EpochState.SCHEDULED
         return EpochState.CURRENT if epoch.number == self.current(now) else EpochState.AVAILABLE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyProgress:
+    """How far epochs and generations of the identity had come at some moment. None of it ever goes back.
+
+    `epochs` and `generations` are the newest numbers, `in_use` the newest epoch whose time had come (0: none
+    is known), `retired` all that were. Each by itself: in a mere sum, an attacker could hide an undone retirement behind
+    the next change that operators make.
+    """
+
+    epochs: int = 0
+    in_use: int = 0
+    retired: frozenset[int] = frozenset()
+    generations: int = 1
+
+    def with_epochs(self, table: EpochTable, now: datetime) -> Self:
+        """Give what a table of epochs shows, with the generations of this."""
+        return replace(
+            self,
+            epochs=table.newest.number,
+            in_use=max((each.number for each in table.epochs if each.active_from <= now), default=0),
+            retired=frozenset(each.number for each in table.epochs if each.retired_at is not None),
+        )
+
+    def includes(self, other: "KeyProgress") -> bool:
+        """Say whether nothing of `other` is missing here."""
+        return self.united(other) == self
+
+    def united(self, other: "KeyProgress") -> Self:
+        """Give the furthest of both."""
+        return replace(
+            self,
+            epochs=max(self.epochs, other.epochs),
+            in_use=max(self.in_use, other.in_use),
+            retired=self.retired | other.retired,
+            generations=max(self.generations, other.generations),
+        )
+
+
+def without_gap(numbers: Sequence[int], first: int) -> bool:
+    """Say whether these are `first`, the next one, and so on; there may be none."""
+    return list(numbers) == list(range(first, first + len(numbers)))

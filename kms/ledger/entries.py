@@ -38,7 +38,8 @@ class DecisionEntry:
     is the revision that judged, None when no policy was asked. `epochs` are those of the released keys.
     `document` is what an app document stated whose bytes the report's HOST_DATA commits to; like the claim
     in `ask` it is needed to judge the guest again, and proves nothing where `boot_info` is None.
-    `certificates` are those that were issued, in the order of their keys.
+    `certificates` are those that were issued, in the order of their keys. `key_epochs` says of which epoch
+    each key of `ask` was released, None for one that has none (dstack's); empty where none was.
     """
 
     release_id: str
@@ -57,6 +58,7 @@ class DecisionEntry:
     development: bool
     salt: bytes
     certificates: tuple[IssuedCertificate, ...] = ()
+    key_epochs: tuple[int | None, ...] = ()
 
     @cached_property
     def canonical(self) -> bytes:
@@ -83,8 +85,10 @@ class DecisionEntry:
             "client": self.client,
             "development": self.development,
         }
+        # Absent where there are none, as in every entry of before there were any: its bytes stay as they are.
+        if self.key_epochs:
+            entry["key_epochs"] = list(self.key_epochs)
         if self.certificates:
-            # Absent where there are none, as in every entry of before there were any.
             entry["certificates"] = [
                 {"sha256": each.fingerprint.hex(), "serial": each.serial.hex()} for each in self.certificates
             ]
@@ -99,6 +103,14 @@ def entry_digest(salt: bytes, canonical: bytes) -> bytes:
 def timestamp(moment: datetime) -> str:
     """Give RFC 3339 in UTC with microseconds: one form, so that entries sort and hash alike."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def read_timestamp(text: str) -> datetime:
+    """Read what `timestamp` gives. Raises ValueError for anything else, also for other forms of a time."""
+    moment = datetime.fromisoformat(text)
+    if timestamp(moment) != text:
+        raise ValueError("not a time as it is recorded")
+    return moment
 
 
 def _key_json(key: KeyRequest) -> JsonValue:

@@ -14,7 +14,7 @@ from kms.keys.certificates import Fingerprint, IssuedCertificate, SerialNumber
 from kms.keys.identity import PUBLIC_KEY_LENGTH
 from kms.keys.names import KeyRequest
 from kms.keys.p256 import POINT_LENGTH
-from kms.ledger.entries import KIND, timestamp
+from kms.ledger.entries import KIND, read_timestamp
 from kms.measurement.images import Binding
 from kms.policy.decision import AppClaim, Ask
 from kms.strict_json import MAX_VALUES, Fields, JsonValue
@@ -43,6 +43,7 @@ class RecordedDecision:
     client: str
     development: bool
     certificates: tuple[IssuedCertificate, ...]
+    key_epochs: tuple[int | None, ...]
 
     @classmethod
     def from_json(cls, value: JsonValue) -> Self:
@@ -57,9 +58,10 @@ class RecordedDecision:
             fields.fail("`kind` is not that of a decision")
         keys = fields.array("keys", at_most=MAX_VALUES)
         checks = fields.array("checks", at_most=MAX_VALUES)
+        epochs, key_epochs = read_epochs(fields, len(keys))
         decision = cls(
             release_id=fields.text("release_id"),
-            decided_at=fields.convert("decided_at", fields.text("decided_at"), _moment),
+            decided_at=fields.convert("decided_at", fields.text("decided_at"), read_timestamp),
             outcome=fields.text("outcome"),
             code=fields.nullable("code", fields.text),
             reasons=fields.texts("reasons", at_most=MAX_VALUES),
@@ -72,22 +74,37 @@ class RecordedDecision:
                 keys=tuple(_key(Fields(each, "entry.keys", RecordDamaged)) for each in keys),
                 app=fields.nullable("claim", lambda name: _claim(fields.object(name))),
             ),
-            epochs=_epochs(fields),
+            epochs=epochs,
             policy_revision=fields.nullable("policy_revision", fields.text),
             challenge=fields.nullable("challenge", fields.text),
             client=fields.text("client"),
             development=fields.boolean("development"),
             certificates=_certificates(fields) if fields.has("certificates") else (),
+            key_epochs=key_epochs,
         )
         fields.end()
         return decision
 
 
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if timestamp(moment) != text:
-        raise ValueError("not a time as it is recorded")
-    return moment
+def read_epochs(fields: Fields, keys: int) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
+    """Read of an entry with so many keys the epochs, and that of each key; () where that was not recorded.
+
+    `fields` are the entry's, with `RecordDamaged` as their error.
+    """
+    epochs = tuple(_epoch(fields, each) for each in fields.array("epochs", at_most=MAX_VALUES))
+    if not fields.has("key_epochs"):
+        return epochs, ()
+    of_keys = tuple(
+        None if each is None else _epoch(fields, each)
+        for each in fields.array("key_epochs", at_least=1, at_most=MAX_VALUES)
+    )
+    if len(of_keys) != keys or epochs != tuple(sorted({each for each in of_keys if each is not None})):
+        fields.fail("`key_epochs` are not the epochs of its keys")
+    return epochs, of_keys
+
+
+def _epoch(fields: Fields, value: JsonValue) -> int:
+    return value if type(value) is int and value > 0 else fields.fail("epochs must be integers from 1 on")
 
 
 def _check(fields: Fields) -> Check:
@@ -148,8 +165,3 @@ def _certificate(fields: Fields) -> IssuedCertificate:
     )
     fields.end()
     return certificate
-
-
-def _epochs(fields: Fields) -> tuple[int, ...]:
-    epochs = fields.array("epochs", at_most=MAX_VALUES)
-    return tuple(each if type(each) is int else fields.fail("`epochs` must be integers") for each in epochs)

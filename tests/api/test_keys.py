@@ -1,14 +1,19 @@
 """Which keys come out: scopes, epochs, apps, chips, and what cannot be had."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from kms.database.decisions import DecisionStore
 from kms.desk import ReleaseDesk
 from kms.keys.released import ReleasedKey
 from kms.keys.root_messages import FOUNDING_EPOCH
+from kms.ledger.entries import DecisionEntry
+from kms.operators import Actor, Proof, Role
 from kms.simulator.chip import SimulatedChip, simulated_chip_id
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product
@@ -25,6 +30,7 @@ from tests.world import (
 )
 
 Hierarchies = Mapping[Product, AmdHierarchy]
+ADMIN = Actor(name="root", role=Role.ADMIN, proof=Proof.COMMAND_LINE)
 SCOPES = ["app", "instance", "chip"]
 OTHER_INSTANCE = "cd" * 20
 CSP = "Example Cloud"
@@ -136,7 +142,8 @@ class TestEpochs:
             assert newest.value == second.value != first.value
             both = await world.fetch(keys=[disk(epoch=1), disk(epoch=2), disk()])
             assert [key.value for key in both.keys] == [first.value, second.value, second.value]
-            assert (await world.records())[-1].entry["epochs"] == [1, 2]
+            entry = (await world.records())[-1].entry
+            assert (entry["epochs"], entry["key_epochs"]) == ([1, 2], [1, 2, 2])
 
     async def test_a_pinned_epoch_is_the_default_of_its_app(
         self, tmp_path: Path, simulated_hierarchies: Hierarchies
@@ -166,6 +173,38 @@ class TestEpochs:
         [record] = await world.records()
         assert record.entry["outcome"] == "refused"
         assert await world.spent() == 1
+
+    @pytest.mark.parametrize("chosen", ["asked for", "pinned", "current"])
+    async def test_one_that_is_retired_while_its_keys_are_on_their_way_is_not_given(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, chosen: str
+    ) -> None:
+        """The keys are derived and sealed; then their epoch ends, and the release is judged again."""
+        if chosen == "pinned":
+            await world.apply_changed(app={"epoch": 1})
+        sealed, ended = asyncio.Barrier(2), asyncio.Barrier(2)
+        record = DecisionStore.record
+
+        async def late(store: DecisionStore, entry: DecisionEntry, expires_at: datetime | None) -> None:
+            if entry.epochs == (1,):
+                await sealed.wait()
+                await ended.wait()
+            await record(store, entry, expires_at)
+
+        monkeypatch.setattr(DecisionStore, "record", late)
+        asking = asyncio.create_task(world.ask(keys=[disk(epoch=1) if chosen == "asked for" else disk()]))
+        await sealed.wait()
+        await world.office.keys.rotate(ADMIN, at=None)
+        await world.office.keys.retire(ADMIN, 1, seen_within=timedelta(days=30), force=True)
+        await ended.wait()
+        answer = await asking
+        [recorded] = await world.records()
+        assert await world.spent() == 1
+        if chosen == "current":
+            assert answer.status == 200
+            assert recorded.entry["key_epochs"] == [2]
+        else:
+            answer.check_refused(403, "epoch-unavailable", "epoch-unavailable")
+            assert (recorded.entry["outcome"], recorded.entry["epochs"]) == ("refused", [])
 
     async def test_one_may_be_asked_for(self, world: World) -> None:
         assert (await fetch_one(world, disk(epoch=1))).value == (await fetch_one(world, disk())).value

@@ -4,10 +4,12 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from kms.evidence.app_document import AppIdentity
 from kms.identifiers import AppId, ComposeHash, InstanceId
 from kms.ledger.budget import StrangerBudget
-from kms.ledger.entries import DecisionEntry
+from kms.ledger.entries import DecisionEntry, read_timestamp, timestamp
 from kms.measurement.images import Binding
 from kms.policy.decision import AppClaim, Ask
 
@@ -52,6 +54,27 @@ def test_an_entry_holds_what_the_request_claims_of_its_app() -> None:
     written = json.loads(replace(ENTRY, ask=Ask(keys=(), app=claim)).canonical)
     assert written["claim"] == {"app_id": "a1" * 20, "compose_hash": None, "instance_id": "11" * 16}
     assert json.loads(ENTRY.canonical)["claim"] is None
+
+
+def test_a_time_reads_back_only_in_the_form_in_which_it_is_written() -> None:
+    moment = NOW + timedelta(microseconds=7)
+    assert read_timestamp(timestamp(moment)) == moment
+    for text in (
+        "2026-11-21T12:00:00Z",
+        "2026-11-21T12:00:00.000000",
+        "2026-11-21",
+        "20261121T12",
+        "soon",
+        "",
+    ):
+        with pytest.raises(ValueError, match=r"time|format"):
+            read_timestamp(text)
+
+
+def test_an_entry_holds_the_epoch_of_each_key_that_was_released_and_else_nothing_of_it() -> None:
+    written = json.loads(replace(ENTRY, key_epochs=(2, None, 1)).canonical)
+    assert written["key_epochs"] == [2, None, 1]
+    assert "key_epochs" not in json.loads(ENTRY.canonical)
 
 
 def test_an_entry_holds_all_that_a_bound_document_states() -> None:

@@ -1,9 +1,10 @@
 """What is recorded reads back as it was, and nothing else reads."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,16 @@ CERTIFICATES = st.builds(
     IssuedCertificate, fingerprint=exactly(32).map(Fingerprint), serial=exactly(20).map(SerialNumber)
 )
 WORDS = st.text(max_size=20)
+
+
+def with_key_epochs(entry: DecisionEntry, of_keys: Sequence[int | None]) -> DecisionEntry:
+    """Give a release of the keys that `entry` asks for, each of this epoch."""
+    if not of_keys:
+        return entry
+    epochs = sorted({each for each in of_keys if each is not None})
+    return replace(entry, epochs=tuple(epochs), key_epochs=tuple(of_keys))
+
+
 ENTRIES = st.builds(
     DecisionEntry,
     release_id=WORDS,
@@ -152,6 +163,13 @@ ENTRIES = st.builds(
     development=st.booleans(),
     salt=exactly(16),
     certificates=st.lists(CERTIFICATES, max_size=2).map(tuple),
+).flatmap(
+    lambda entry: (
+        st.just(entry)
+        | st.lists(
+            or_none(st.integers(1, 9)), min_size=len(entry.ask.keys), max_size=len(entry.ask.keys)
+        ).map(partial(with_key_epochs, entry))
+    )
 )
 SHORTER = ({"sha256": "0f" * 31}, {"serial": "05" * 19})
 CERTIFICATE = IssuedCertificate(Fingerprint(b"\x0f" * 32), SerialNumber(b"\x05" * 20))
@@ -256,7 +274,23 @@ def test_certificates_and_own_keys_are_read_as_strictly() -> None:
             RecordedDecision.from_json({**whole, "keys": [{**whole["keys"][0], "certificate_for": text}]})
 
 
-def test_an_entry_without_certificates_has_the_bytes_that_it_always_had() -> None:
+def test_the_epochs_of_keys_are_read_as_strictly() -> None:
+    asked = Ask((key("disk"), KeyRequest.parse("dstack:env", "app"), key("env")))
+    entry = with_key_epochs(replace(ENTRY, ask=asked), [2, None, 1])
+    whole: dict[str, Any] = json.loads(entry.canonical)
+    assert (whole["epochs"], whole["key_epochs"]) == ([1, 2], [2, None, 1])
+    assert RecordedDecision.from_json(whole).key_epochs == (2, None, 1)
+    wrong: dict[str, list[Any]] = {
+        "key_epochs": [[], [2, 1], [2, None, 1, 1], [2, 1, 1.0], [2, None, 0], [True, None, 2], [2, None, 3]],
+        "epochs": [[1], [2, 1], [1, 2, 3], []],
+    }
+    for member, values in wrong.items():
+        for value in values:
+            with pytest.raises(RecordDamaged):
+                RecordedDecision.from_json({**whole, member: value})
+
+
+def test_an_entry_of_before_certificates_and_epochs_of_keys_has_the_bytes_that_it_always_had() -> None:
     """Receipts promise digests of entries that older versions wrote."""
     before = "e476cf601b600da83983600c4b04f9af5fb994a240dcc9f10dc99386d1de215f"
     assert sha256(ENTRY.canonical).hexdigest() == before
@@ -290,6 +324,8 @@ def test_a_boot_info_that_contradicts_itself_does_not_read(changes: dict[str, An
         {"decided_at": "2026-11-22T12:00:00Z"},
         {"decided_at": "2026-11-22T12:00:00.000000"},
         {"epochs": [True]},
+        {"epochs": [0]},
+        {"key_epochs": [None]},
         {"keys": [{"name": "disk", "scope": "app", "epoch": 0}]},
         {"keys": [{"name": "nothing", "scope": "app", "epoch": None}]},
         {"development": 0},

@@ -35,6 +35,8 @@ from kms.errors import (
     RootKeyUnavailable,
 )
 from kms.identifiers import AppId, ChipId, InstanceId
+from kms.keys.hand_over import MAX_HAND_OVERS
+from kms.keys.names import KeyRequest
 from kms.keys.row_seal import RowSeal
 from kms.ledger.entries import REFUSED, RELEASED, DecisionEntry, timestamp
 from kms.operators import Actor, Proof, Role
@@ -42,6 +44,7 @@ from kms.packaged import packaged_folder
 from kms.policy.compiled import Policy
 from kms.policy.decision import Ask
 from kms.policy_authority import PolicyUntrusted
+from kms.ports import EpochsMoved
 from tests.unit.operator_samples import actor
 from tests.unit.policy.samples import APP_ID, BOOT_INFO, CHIP, documents, key, policy_of
 from tests.world import NOW
@@ -165,13 +168,26 @@ class KeyRoom:
     async def states(self) -> list[object]:
         return [each["state"] for each in (await self.work.keys(ADMIN))["epochs"]]
 
-    async def release(self, *epochs: int, at: datetime | None = None, **changes: Any) -> None:
-        """Record a release of keys of these epochs, of which BootInfo shows `changes`."""
+    async def release(
+        self,
+        *epochs: int,
+        at: datetime | None = None,
+        keys: tuple[str, ...] = ("disk@app",),
+        **changes: Any,
+    ) -> None:
+        """Record a release of these keys, each of these epochs, of which BootInfo shows `changes`."""
+        parts = [each.split("@") for each in keys]
+        asked = tuple(KeyRequest.parse(name, scope, epoch) for name, scope in parts for epoch in epochs)
         await self.record(
-            epochs=epochs, at=at, boot_info=replace(BOOT_INFO, **{"instance_id": INSTANCES[0], **changes})
+            at=at,
+            ask=Ask(asked),
+            epochs=tuple(sorted(set(epochs))),
+            key_epochs=tuple(each.epoch for each in asked),
+            boot_info=replace(BOOT_INFO, **{"instance_id": INSTANCES[0], **changes}),
         )
 
     async def record(self, *, at: datetime | None = None, **changes: Any) -> None:
+        """Record a release of the app's disk key, as versions did that knew one epoch."""
         entry = DecisionEntry(
             **{
                 "release_id": self.journal.new_id(),
@@ -194,8 +210,10 @@ class KeyRoom:
         )
         store = DecisionStore(self.engine, lambda: self.now)
         store.start()
-        await store.record(entry, None)
-        await store.stop()
+        try:
+            await store.record(entry, None)
+        finally:
+            await store.stop()
 
 
 @pytest.fixture
@@ -241,6 +259,7 @@ async def test_a_new_kms_has_one_epoch_and_one_identity(room: KeyRoom) -> None:
             }
         ],
         "current": 1,
+        "root": None,
         "not_adopted": [],
         "identity": {
             "generation": 1,
@@ -374,6 +393,32 @@ async def test_a_provider_that_is_away_changes_nothing(room: KeyRoom) -> None:
     assert await room.states() == ["current"]
 
 
+@pytest.mark.parametrize("part", ["versions", "identities"])
+async def test_what_does_not_need_the_root_is_shown_without_it(room: KeyRoom, part: str) -> None:
+    """Operators look when Vault is away."""
+    await room.rotate()
+    await room.work.rotate_identity(ADMIN)
+    before = await room.work.keys(ADMIN)
+
+    async def away(_: int) -> bytes:
+        raise RootKeyUnavailable("sealed", reason="root-key-sealed")
+
+    work = room.work
+    if part == "versions":
+        room.versions.broken = RootKeyUnavailable("sealed", reason="root-key-sealed")
+    else:
+        work = replace(work, identities=away)
+    shown = await work.keys(ADMIN)
+    assert (shown["root"], before["root"]) == ("root-key-sealed", None)
+    assert (shown["epochs"], shown["current"]) == (before["epochs"], 2)
+    assert shown["not_adopted"] == (None if part == "versions" else [])
+    generations = before["identity"]["generations"]
+    assert shown["identity"] == {
+        "generation": 2,
+        "generations": [{**each, "identity": None} for each in generations],
+    }
+
+
 async def test_a_provider_that_makes_no_version_says_why(room: KeyRoom) -> None:
     room.versions.existing = []
     error = await refused(room.rotate())
@@ -425,6 +470,7 @@ async def test_a_guest_that_never_took_a_newer_epoch_keeps_the_old_one(rotated: 
         "chip_id": CHIP.hex(),
         "last_seen": timestamp(NOW - 2 * DAY),
         "epochs": [1],
+        "keys": [{"name": "disk", "scope": "app"}],
     }
     assert error.details == {"guests": [left], "count": 1, "pinned": [], "damaged": 0, "complete": True}
     assert await rotated.states() == ["available", "current"]
@@ -460,8 +506,72 @@ async def test_who_asks_for_both_has_both(rotated: KeyRoom) -> None:
     await rotated.retire(1)
 
 
+async def test_a_guest_has_moved_only_what_it_took_of_a_newer_epoch(rotated: KeyRoom) -> None:
+    """Its environment was sealed again, its disk is still under the key of epoch 1."""
+    await rotated.release(1, at=NOW - 2 * DAY, keys=("disk@app", "env@app", "custom:db@chip"))
+    await rotated.release(2, at=NOW - DAY, keys=("env@app", "disk@chip"))
+    await rotated.release(1, at=NOW - HOUR, keys=("env@app",))
+    error = await refused(rotated.retire(1), EpochInUse)
+    [left] = error.details["guests"]
+    assert left["keys"] == [{"name": "custom:db", "scope": "chip"}, {"name": "disk", "scope": "app"}]
+    assert (left["epochs"], left["last_seen"]) == ([1], timestamp(NOW - 2 * DAY))
+    shown = await rotated.work.rotation(ADMIN, app=None, since=MONTH)
+    assert shown["by_epoch"] == {"1": 1}
+    assert shown["guests"][0]["epochs"] == {"1": timestamp(NOW - HOUR), "2": timestamp(NOW - DAY)}
+
+    await rotated.release(2, keys=("disk@app",))
+    error = await refused(rotated.retire(1), EpochInUse)
+    assert error.details["guests"][0]["keys"] == [{"name": "custom:db", "scope": "chip"}]
+    await rotated.release(2, keys=("custom:db@chip",))
+    await rotated.retire(1)
+    assert (await rotated.work.rotation(ADMIN, app=None, since=MONTH))["by_epoch"] == {"2": 1}
+
+
+async def test_a_key_that_a_guest_took_long_ago_does_not_count_though_it_was_seen_with_others(
+    rotated: KeyRoom,
+) -> None:
+    await rotated.release(1, at=NOW - 5 * DAY)
+    await rotated.release(2, at=NOW - HOUR, keys=("env@app",))
+    await refused(rotated.retire(1, within=5 * DAY), EpochInUse)
+    await rotated.retire(1, within=4 * DAY)
+
+
+async def test_what_was_recorded_before_keys_had_epochs_of_their_own_counts_for_each(
+    rotated: KeyRoom,
+) -> None:
+    shown = replace(BOOT_INFO, instance_id=INSTANCES[0])
+    await rotated.record(boot_info=shown, at=NOW - DAY, ask=Ask((key("disk"), key("env"))))
+    await rotated.release(2, keys=("env@app",))
+    error = await refused(rotated.retire(1), EpochInUse)
+    assert error.details["guests"][0]["keys"] == [{"name": "disk", "scope": "app"}]
+    # Of several epochs the oldest: nothing says that it was the disk's key that was of the newer one.
+    await rotated.record(boot_info=shown, epochs=(1, 2))
+    await refused(rotated.retire(1), EpochInUse)
+    await rotated.release(2)
+    await rotated.retire(1)
+
+
+async def test_very_many_keys_of_one_guest_are_named_in_part(rotated: KeyRoom) -> None:
+    for number in range(3):
+        await rotated.release(1, keys=tuple(f"custom:{number}/{each:02}@app" for each in range(16)))
+    error = await refused(rotated.retire(1), EpochInUse)
+    assert len(error.details["guests"][0]["keys"]) == 32
+
+
+async def test_more_keys_than_are_kept_are_said_and_refused(
+    rotated: KeyRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest may ask for ever new names."""
+    for number in range(4):
+        await rotated.release(2, at=NOW - number * HOUR, keys=(f"custom:{number}@app",))
+    monkeypatch.setattr(rotation_module, "MOST_KEYS", 3)
+    error = await refused(rotated.retire(1), EpochInUse)
+    assert error.reason == "too-many-records"
+
+
 async def test_keys_of_another_kms_have_no_epoch_and_do_not_count(rotated: KeyRoom) -> None:
-    await rotated.release(at=NOW - HOUR)
+    asked = Ask((KeyRequest.parse("dstack:disk", "instance"),))
+    await rotated.record(at=NOW - HOUR, ask=asked, epochs=(), key_epochs=(None,))
     assert (await rotated.work.rotation(ADMIN, app=None, since=MONTH))["guests"] == []
     await rotated.retire(1)
 
@@ -579,6 +689,83 @@ async def test_a_policy_that_cannot_be_told_may_pin_anything(rotated: KeyRoom) -
     assert (await rotated.retire(1, force=True))["pinned"] is None
 
 
+@pytest.mark.parametrize("asked_at", [NOW, NOW - 9 * DAY], ids=["just now", "long before"])
+async def test_whoever_takes_the_epoch_while_the_record_is_read_is_not_missed(
+    rotated: KeyRoom, asked_at: datetime
+) -> None:
+    """Also one that asked before all that was read by then, and was recorded only now."""
+    for number in range(10):
+        await rotated.release(2, at=NOW - number * HOUR)
+    scanning, recorded = asyncio.Barrier(2), asyncio.Barrier(2)
+
+    async def held() -> None:
+        await scanning.wait()
+        await recorded.wait()
+
+    work = replace(rotated.work, pause=held)
+    ending = asyncio.create_task(work.retire(ADMIN, 1, seen_within=MONTH, force=False))
+    await scanning.wait()
+    await rotated.release(1, at=asked_at, instance_id=INSTANCES[1])
+    await recorded.wait()
+    error = await refused(ending, EpochInUse)
+    assert [each["instance_id"] for each in error.details["guests"]] == [INSTANCES[1].hex()]
+    assert await rotated.states() == ["available", "current"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_whoever_takes_the_epoch_after_the_record_was_read_is_not_missed(
+    rotated: KeyRoom, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    read, recorded = asyncio.Barrier(2), asyncio.Barrier(2)
+
+    async def held() -> None:
+        await read.wait()
+        await recorded.wait()
+
+    monkeypatch.setattr(rotated.policies, "refresh", held)
+    ending = asyncio.create_task(rotated.retire(1, force=force))
+    await read.wait()
+    await rotated.release(1, instance_id=INSTANCES[1])
+    await recorded.wait()
+    outcome = await ending if force else (await refused(ending, EpochInUse)).details
+    assert [each["instance_id"] for each in outcome["guests"]] == [INSTANCES[1].hex()]
+    assert outcome["count"] == 1
+    assert (await rotated.states())[0] == ("retired" if force else "available")
+    assert (await rotated.recorded())[-1] == ("keys-retire", "1", "done" if force else "epoch-in-use")
+
+
+async def test_whoever_moves_while_the_record_is_read_is_not_left_behind(
+    rotated: KeyRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rotated.release(1, at=NOW - HOUR)
+
+    async def moves() -> None:
+        await rotated.release(2)
+
+    monkeypatch.setattr(rotated.policies, "refresh", moves)
+    assert (await rotated.retire(1))["count"] == 0
+
+
+async def test_many_that_take_the_epoch_while_it_ends_are_seen_or_get_nothing(rotated: KeyRoom) -> None:
+    """Whatever the order: no key of epoch 1 is recorded after its end, and none before it is overlooked."""
+    guests = [InstanceId(bytes([2, number]) * 10) for number in range(20)]
+
+    async def take(guest: InstanceId) -> bool:
+        for _ in range(guests.index(guest)):
+            await asyncio.sleep(0.002)
+        try:
+            await rotated.release(1, instance_id=guest)
+        except EpochsMoved:
+            return False
+        return True
+
+    outcome, *got = await asyncio.gather(rotated.retire(1, force=True), *map(take, guests))
+    left = {each["instance_id"] for each in outcome["guests"]}
+    assert left == {guest.hex() for guest, keys in zip(guests, got, strict=True) if keys}
+    with pytest.raises(EpochsMoved):
+        await rotated.release(1)
+
+
 async def test_of_two_that_retire_at_once_one_wins(rotated: KeyRoom) -> None:
     rotated.policies.barrier = asyncio.Barrier(2)
     other = rotated.work_on(rotated.store("other-anchor.json"))
@@ -666,6 +853,16 @@ async def test_an_identity_follows_another(room: KeyRoom) -> None:
         ("keys-rotate-identity", "2", "done"),
         ("keys-rotate-identity", "3", "done"),
     ]
+
+
+async def test_no_more_identities_follow_than_guests_do(room: KeyRoom) -> None:
+    for _ in range(MAX_HAND_OVERS):
+        await room.work.rotate_identity(ADMIN)
+    error = await refused(room.work.rotate_identity(ADMIN))
+    assert error.reason == "too-many-generations"
+    last = str(MAX_HAND_OVERS + 2)
+    assert (await room.recorded())[-1] == ("keys-rotate-identity", last, "keys-conflict")
+    assert len(await room.register.generations()) == MAX_HAND_OVERS
 
 
 async def test_of_two_new_identities_at_once_one_stays(room: KeyRoom) -> None:

@@ -40,6 +40,7 @@ KEYS: dict[str, Any] = {
         epoch(3, "scheduled", active_from=LATER),
     ],
     "current": 2,
+    "root": None,
     "not_adopted": [],
     "identity": {"generation": 1, "generations": [FIRST]},
 }
@@ -47,7 +48,14 @@ KEYS: dict[str, Any] = {
 
 def left_behind(number: int) -> dict[str, Any]:
     instance = f"{number:032x}"
-    return {"app_id": APP, "instance_id": instance, "chip_id": CHIP, "last_seen": AT, "epochs": [1]}
+    return {
+        "app_id": APP,
+        "instance_id": instance,
+        "chip_id": CHIP,
+        "last_seen": AT,
+        "epochs": [1],
+        "keys": [{"name": "disk", "scope": "instance"}, {"name": "env", "scope": "app"}],
+    }
 
 
 def guest(app: str, newest: int, instance: str | None = None) -> dict[str, Any]:
@@ -122,6 +130,28 @@ def test_what_nobody_adopted_and_no_current_epoch_are_said_plainly(
     assert "NO epoch is current: no guest gets a key" in said
 
 
+def test_while_the_root_does_not_answer_the_epochs_are_said_all_the_same(
+    office: FakeOffice, capsys: Captured
+) -> None:
+    office.answers["keys"] = {
+        **KEYS,
+        "root": "root-key-sealed",
+        "not_adopted": None,
+        "identity": {"generation": 1, "generations": [{**FIRST, "identity": None}]},
+    }
+    assert kms("list") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in said[:3]] == [
+        "epoch 1: retired",
+        "epoch 2: current",
+        "epoch 3: scheduled",
+    ]
+    assert said[3:] == [
+        "the root key does not answer now (root-key-sealed): what only it can tell is left out",
+        "identity, generation 1: not known now, as old as the root",
+    ]
+
+
 @pytest.mark.parametrize(
     "answer",
     [{}, {**KEYS, "epochs": 1}, {**KEYS, "not_adopted": ["4"]}, {**KEYS, "identity": None}],
@@ -173,9 +203,10 @@ def test_an_epoch_is_retired(office: FakeOffice, capsys: Captured) -> None:
     assert capsys.readouterr().out.count("\n") == 1
     office.answers["retire"] = {"epoch": retired, **behind(left_behind(7))}
     assert kms("retire", "1", "--seen-within", "90d", "--force") == 0
+    took = "took epoch 1 of disk@instance, env@app"
     assert capsys.readouterr().out.splitlines()[1:] == [
         "left behind:",
-        f"  app {APP}, instance {7:032x}, chip {CHIP[:16]}…: took epoch 1, last seen 2026-11-22 12:00:00",
+        f"  app {APP}, instance {7:032x}, chip {CHIP[:16]}…: {took}, last seen 2026-11-22 12:00:00",
     ]
     assert office.asked("retire") == [
         {"epoch": 1, "seen_within": MONTH, "force": False},
@@ -271,7 +302,7 @@ def test_a_rotation_is_a_table_by_app_and_then_the_stragglers(office: FakeOffice
         f"{'all':<64}       4        1        3",
         "4 guest(s) in 7 record(s) since 2026-11-22 12:00:00",
         "1 record(s) cannot be read any more: guests may be missing here",
-        "1 guest(s) never took epoch 2, the current one:",
+        "1 guest(s) did not take all their keys of epoch 2, the current one:",
         f"  app {APP}, instance {'1f' * 16}: epoch 1, last seen 2026-11-22 12:00:00",
     ]
     assert office.asked("rotation") == [{"app": None, "since": timedelta(days=7)}]
@@ -282,14 +313,14 @@ def test_right_after_a_rotation_everybody_is_a_straggler(office: FakeOffice, cap
     office.answers["keys"] = KEYS
     office.answers["rotation"] = rotation(guest(APP, 1), guest(APP, 1))
     assert kms("rotation", "--app", APP) == 0
-    assert "2 guest(s) never took epoch 2" in capsys.readouterr().out
+    assert "2 guest(s) did not take all their keys of epoch 2" in capsys.readouterr().out
     assert office.asked("rotation") == [{"app": APP, "since": MONTH}]
 
 
 @pytest.mark.parametrize(
     ("guests", "current", "last"),
     [
-        ([guest(APP, 2), guest(APP, 3)], 2, "every guest took epoch 2, the current one"),
+        ([guest(APP, 2), guest(APP, 3)], 2, "every guest took all its keys of epoch 2, the current one"),
         ([], 2, "0 guest(s) in 7 record(s) since 2026-11-22 12:00:00"),
         ([guest(APP, 2)], None, "NO epoch is current: no guest gets a key"),
     ],
@@ -313,7 +344,7 @@ def test_of_very_many_guests_all_are_counted_and_what_is_left_out_is_said(
     assert f"{'all':<40}       6        6" in said
     assert "by app only the 1 that are furthest behind: see --app" in said
     assert "NOT ALL: there are more records than are read at once; only the latest were" in said
-    assert said[-3].startswith("6 guest(s) never took epoch 2")
+    assert said[-3].startswith("6 guest(s) did not take all their keys of epoch 2")
     assert said[-1] == "  and 5 more"
 
 

@@ -7,17 +7,18 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.database.decisions import DecisionStore
 from kms.database.engine import open_engine, reading, sqlite_url
 from kms.database.migrate import migrate
-from kms.database.schema import decisions, spent_challenges
+from kms.database.schema import decisions, key_epochs, spent_challenges
 from kms.errors import ChallengeUsed, LedgerUnavailable
 from kms.ledger.entries import REFUSED, DecisionEntry
 from kms.packaged import packaged_folder
 from kms.policy.decision import Ask
+from kms.ports import EpochsMoved
 from tests.world import NOW
 
 
@@ -71,6 +72,23 @@ async def test_one_bad_entry_of_a_batch_fails_alone(engine: AsyncEngine, store: 
     async with reading(engine) as connection:
         spent = (await connection.execute(select(spent_challenges.c.challenge))).all()
     assert {row.challenge for row in spent} == {b"a", b"b", b"c"}
+
+
+async def test_keys_of_a_retired_epoch_are_not_recorded_and_spend_nothing(
+    engine: AsyncEngine, store: DecisionStore
+) -> None:
+    async with engine.begin() as connection:
+        for epoch, retired_at in ((1, "2026-11-21T12:00:00.000000Z"), (2, None)):
+            row = {"epoch": epoch, "made_at": "", "made_by": "", "active_from": "", "retired_at": retired_at}
+            await connection.execute(insert(key_epochs).values(**row, mac=b""))
+    asked = [entry("a", epochs=(1,)), entry("b", epochs=(1, 2)), entry("c", epochs=(2,)), entry("d")]
+    store.start()
+    outcomes = await asyncio.gather(*(store.record(each, NOW) for each in asked), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [EpochsMoved, EpochsMoved, type(None), type(None)]
+    assert await ids(engine) == ["c", "d"]
+    assert [await store.is_spent(name) for name in (b"a", b"b", b"c")] == [False, False, True]
+    await store.record(entry("a"), NOW)
+    await store.stop()
 
 
 async def test_a_full_queue_says_busy(store: DecisionStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,10 @@ from kms.database.keys import KeyStore
 from kms.database.migrate import migrate
 from kms.database.schema import key_epochs, key_identities, operator_actions, root_checks
 from kms.errors import ConfigurationError, KeysConflict, LedgerUnavailable
-from kms.keys.epochs import Epoch, EpochState, EpochTable
+from kms.keys.epochs import Epoch, EpochState, EpochTable, KeyProgress
 from kms.keys.row_seal import RowSeal
 from kms.ledger.actions import OperatorAction
-from kms.operator_ports import Generation, KeyProgress
+from kms.operator_ports import Generation
 from kms.operators import Actor, Proof, Role
 from kms.packaged import packaged_folder
 from tests.world import NOW
@@ -69,8 +69,11 @@ class Server:
     async def retire(self, number: int, by: str = "alice") -> Epoch:
         old = await self.epoch(number)
         new = replace(old, retired_at=self.now, retired_by=by)
-        await self.store.change_epoch(old, new, action(f"retire-{number}"))
+        await self.end(old, new, f"retire-{number}")
         return new
+
+    async def end(self, old: Epoch, new: Epoch, name: str) -> None:
+        await self.store.retire_epoch(old, new, after=0, last_look=lambda _: action(name))
 
     async def epoch(self, number: int) -> Epoch:
         found = (await self.store.epochs()).epoch(number)
@@ -194,6 +197,32 @@ async def test_a_database_that_had_epochs_is_not_founded_anew(server: Server) ->
     assert await copy(server.engine, key_epochs) == []
 
 
+async def test_nothing_is_founded_while_the_anchor_cannot_tell_what_was(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    server = Server(engine, tmp_path)
+    server.anchor.path.write_bytes(b"{}")
+    with pytest.raises(ConfigurationError, match="cannot be told") as refused:
+        await server.store.found("founding")
+    assert "KMS_LEDGER_ANCHOR" in refused.value.remedy
+    assert await copy(engine, key_epochs) == []
+
+
+@pytest.mark.parametrize("damage", ["the anchor", "the rows"])
+async def test_what_was_founded_is_left_for_whoever_uses_it_to_judge(server: Server, damage: str) -> None:
+    """So that a server may start, release nothing, and say why."""
+    if damage == "the anchor":
+        server.anchor.path.write_bytes(b"{}")
+    else:
+        await by_hand(server.engine, "UPDATE key_epochs SET made_by = 'x'")
+    server.restart()
+    await server.store.found("founding")
+    for attempt in (server.store.epochs(), server.adopt(2)):
+        with pytest.raises(LedgerUnavailable) as refused:
+            await attempt
+        assert refused.value.reason == ("anchor-unusable" if damage == "the anchor" else "epochs-untrusted")
+
+
 async def test_before_it_is_founded_nothing_is_used(engine: AsyncEngine, tmp_path: Path) -> None:
     await untrusted(Server(engine, tmp_path))
 
@@ -263,12 +292,12 @@ async def test_another_check_value_means_another_root(server: Server) -> None:
 async def test_the_time_of_an_epoch_changes_while_it_waits(server: Server) -> None:
     made = await server.adopt(2, NOW + DAY)
     later = replace(made, active_from=NOW + 2 * DAY)
-    await server.store.change_epoch(made, later, action("later"))
+    await server.store.move_epoch(made, later, action("later"))
     assert await server.epoch(2) == later
-    await server.store.change_epoch(later, later, action("same"))
+    await server.store.move_epoch(later, later, action("same"))
     server.now += 2 * DAY
     with pytest.raises(KeysConflict, match="has come"):
-        await server.store.change_epoch(later, made, action("too-late"))
+        await server.store.move_epoch(later, made, action("too-late"))
     assert await server.epoch(2) == later
     assert await recorded(server.engine) == ["adopt-2-alice", "later", "same"]
 
@@ -278,8 +307,8 @@ async def test_of_two_that_retire_at_once_one_wins(server: Server) -> None:
     old, second = await server.epoch(1), other_server(server)
     alices, bobs = (replace(old, retired_at=NOW, retired_by=name) for name in ("alice", "bob"))
     outcomes = await asyncio.gather(
-        server.store.change_epoch(old, alices, action("alices")),
-        second.store.change_epoch(old, bobs, action("bobs")),
+        server.end(old, alices, "alices"),
+        second.end(old, bobs, "bobs"),
         return_exceptions=True,
     )
     [lost] = [each for each in outcomes if each is not None]
@@ -298,13 +327,16 @@ async def test_of_two_that_retire_at_once_one_wins(server: Server) -> None:
         {"made_at": NOW - DAY},
         {"made_by": "mallory", "retired_at": NOW},
         {"active_from": NOW, "retired_at": NOW},
+        {"retired_by": "mallory"},
     ],
     ids=str,
 )
 async def test_nothing_else_of_an_epoch_changes(server: Server, changes: dict[str, Any]) -> None:
     made = await server.adopt(2, NOW + DAY)
-    with pytest.raises(ValueError, match="only its time and its end"):
-        await server.store.change_epoch(made, replace(made, **changes), action("x"))
+    with pytest.raises(ValueError, match="only the time"):
+        await server.store.move_epoch(made, replace(made, **changes), action("x"))
+    with pytest.raises(ValueError, match="ends once"):
+        await server.end(made, replace(made, **changes), "x")
     assert await server.epoch(2) == made
 
 
@@ -314,8 +346,10 @@ async def test_nothing_else_of_an_epoch_changes(server: Server, changes: dict[st
 async def test_a_retirement_is_for_ever(server: Server, changes: dict[str, Any]) -> None:
     await server.adopt(2)
     retired = await server.retire(1)
-    with pytest.raises(ValueError, match="only its time and its end"):
-        await server.store.change_epoch(retired, replace(retired, **changes), action("x"))
+    with pytest.raises(ValueError, match="ends once"):
+        await server.end(retired, replace(retired, **changes), "x")
+    with pytest.raises(ValueError, match="only the time"):
+        await server.store.move_epoch(retired, replace(retired, **changes), action("x"))
 
 
 # --- generations
@@ -520,7 +554,7 @@ async def change_something(server: Server, what: str) -> None:
         await server.retire(1)
     else:
         old = await server.epoch(2)
-        await server.store.change_epoch(old, replace(old, active_from=NOW), action("now"))
+        await server.store.move_epoch(old, replace(old, active_from=NOW), action("now"))
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
@@ -600,7 +634,7 @@ async def test_an_epoch_that_was_in_use_is_not_made_to_wait_again(server: Server
     """Operators made it current at once; with the row from before, guests would get keys of the old one."""
     made = await server.adopt(2, NOW + 30 * DAY)
     waiting = await copy(server.engine, key_epochs)
-    await server.store.change_epoch(made, replace(made, active_from=NOW), action("now"))
+    await server.store.move_epoch(made, replace(made, active_from=NOW), action("now"))
     await put_back(server.engine, key_epochs, waiting)
     assert "older copy" in await untrusted(server)
 

@@ -242,3 +242,23 @@ async def test_a_database_that_does_not_answer_is_unavailable(
     for asked in (records.entry("a"), found(records), scanned(records, NOW)):
         with pytest.raises(LedgerUnavailable):
             await asked
+
+
+async def test_what_is_recorded_later_is_told_by_its_place_and_not_by_its_time(
+    engine: AsyncEngine, records: DecisionRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kms.database.records._PAGE", 2)
+    assert await records.end() == 0
+    await record(engine, entry("z"), entry("y"))
+    place = await records.end()
+    assert [each async for each in records.scan_after(place)] == []
+    later = [entry(name, NOW - number * timedelta(days=9)) for number, name in enumerate("dcxba")]
+    await record(engine, *later)
+    async with engine.begin() as connection:
+        await connection.execute(decisions.update().where(decisions.c.id == "x").values(entry=b"\xff"))
+    found = [each async for each in records.scan_after(place)]
+    names = [each["release_id"] if isinstance(each, dict) else each for _, each in found]
+    assert names == ["d", "c", None, "b", "a"]
+    places = [at for at, _ in found]
+    assert places == sorted(set(places))
+    assert (places[0] > place, places[-1]) == (True, await records.end())
