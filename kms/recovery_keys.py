@@ -5,7 +5,7 @@ A private key::
     {"format": "attested-kms/recovery-key", "version": 1, "suite": "hpke-mlkem768x25519-…",
      "public_key": "<base64url, 1216 bytes>", "private_key": "<base64url, 96 bytes>"}
 
-or that text under a passphrase (`kms.rootkey.encrypted_document`, format
+or that text under a passphrase (`kms.keys.passphrase_document`, format
 ``attested-kms/recovery-key-encrypted``). The list (``KMS_RECOVERY_KEYS``) is TOML, a line each::
 
     alice = "mlkem768x25519:<base64url, 1216 bytes>"
@@ -16,6 +16,7 @@ root's that nobody else can write.
 
 import json
 import os
+import secrets
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +25,17 @@ from typing import Final, NoReturn
 from kms import private_files
 from kms.encoding import b64url, from_base64
 from kms.errors import ConfigurationError
+from kms.keys import passphrase_document
 from kms.keys.backup import MAX_RECIPIENTS
+from kms.keys.passphrase_document import (
+    SHORTEST_PASSPHRASE,
+    NotOpened,
+    PassphraseDocumentError,
+    PassphraseTooShort,
+)
 from kms.keys.recovery_key import PRIVATE_LENGTH, PUBLIC_LENGTH, RecoveryKey, RecoveryRecipient
 from kms.keys.sealing import Suite
-from kms.rootkey import encrypted_document
-from kms.rootkey.encrypted_document import SHORTEST_PASSPHRASE, NotOpened, PassphraseTooShort, wipe
-from kms.rootkey.root_document import RootDocumentError
+from kms.keys.wiping import wipe
 from kms.strict_json import Fields, JsonError, parse_object
 
 _FORMAT: Final = "attested-kms/recovery-key"
@@ -101,7 +107,7 @@ def write_recovery_key(key: RecoveryKey, passphrase: bytes | None) -> bytes:
     if passphrase is None:
         return text
     try:
-        return encrypted_document.encrypt(text, passphrase, _ENCRYPTED)
+        return passphrase_document.encrypt(text, passphrase, _ENCRYPTED, random=secrets.token_bytes)
     except PassphraseTooShort:
         raise ConfigurationError(
             f"the passphrase of the recovery key has fewer than {SHORTEST_PASSPHRASE} bytes",
@@ -109,7 +115,9 @@ def write_recovery_key(key: RecoveryKey, passphrase: bytes | None) -> bytes:
         ) from None
 
 
-def read_recovery_key(path: Path, content: bytes, passphrase: Callable[[], bytes] | None) -> RecoveryKey:
+def read_recovery_key(
+    path: Path, content: bytes | bytearray, passphrase: Callable[[], bytes] | None
+) -> RecoveryKey:
     """Read what `write_recovery_key` gives; `path` names the file in messages.
 
     Raises:
@@ -117,13 +125,13 @@ def read_recovery_key(path: Path, content: bytes, passphrase: Callable[[], bytes
 
     """
     try:
-        if not encrypted_document.is_encrypted(content, _ENCRYPTED):
+        if not passphrase_document.is_encrypted(content, _ENCRYPTED):
             return _parse(content)
         if passphrase is None:
             raise ConfigurationError(
                 f"the recovery key {path} is encrypted", remedy="say --passphrase-file FILE"
             )
-        plaintext = encrypted_document.decrypt(content, passphrase(), _ENCRYPTED)
+        plaintext = passphrase_document.decrypt(content, passphrase(), _ENCRYPTED)
         try:
             return _parse(plaintext)
         finally:
@@ -132,7 +140,7 @@ def read_recovery_key(path: Path, content: bytes, passphrase: Callable[[], bytes
         raise ConfigurationError(
             f"the recovery key {path}: the passphrase does not open it, or the file is damaged"
         ) from None
-    except (RootDocumentError, JsonError) as error:
+    except (PassphraseDocumentError, JsonError) as error:
         raise ConfigurationError(f"{path} is no recovery key: {error}") from None
 
 

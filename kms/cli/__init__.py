@@ -90,7 +90,7 @@ COMMANDS = {
         "kms.cli.env",
         "secrets for an app: its owner seals them, and only its guests open them",
         "kms env seal --app 86e59625be93207bc2351c4d1bba20037cec8e16 --server https://kms:8443 --ca ca.pem"
-        " --identity @kms.id --out app.env.sealed app.env",
+        " --identity @kms.id --output app.env.sealed app.env",
     ),
 }
 

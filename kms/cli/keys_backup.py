@@ -1,12 +1,12 @@
-"""``kms keys export``: a backup of the root, sealed to recovery keys. Only on the server's own machine.
+"""``kms keys export``, and with it ``recovery-key``, ``restore`` and ``passphrase``: custody of the root.
 
-There is no such command for another machine, and no route: nobody gets a root over the network, whatever
-token they hold.
+Only on the server's own machine. There is no such command for another one, and no route: nobody gets a root
+over the network, whatever token they hold.
 """
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kms.cli.keys_files import add_passphrase, add_recovery_key, require_new, write_new
 from kms.cli.keys_restore import add_restore
@@ -14,21 +14,15 @@ from kms.cli.office import command_line_actor
 from kms.cli.output import OK, WrongUse, print_json
 from kms.cli.parsers import Group
 from kms.cli.saying import Line, say
-from kms.errors import RootKeyUnavailable
 
 if TYPE_CHECKING:
     from kms.keys.backup import Backup
     from kms.keys.recovery_key import RecoveryRecipient
-    from kms.keys.root_copy import RootCopy
-    from kms.keys.root_messages import Mode
     from kms.settings import Settings
-    from kms.wiring import LocalKeys
-
-_ACTION: Final = "keys-export"
 
 
 def add_commands(group: Group) -> None:
-    """Add the commands around backups."""
+    """Add the four commands."""
     add_recovery_key(group)
     _add_export(group)
     add_restore(group)
@@ -70,7 +64,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if unknown:
         raise WrongUse(f"--to {unknown[0]}: not in the list of recovery keys, which has {', '.join(listed)}")
     require_new(arguments.out)
-    backup = asyncio.run(_store(settings, [listed[name] for name in names], arguments.out))
+    backup = asyncio.run(_back_up(settings, [listed[name] for name in names], arguments.out))
     described = backup.description.to_json()
     if arguments.json:
         recipients = [each.header() for each in backup.recipients]
@@ -86,52 +80,15 @@ def _export(arguments: argparse.Namespace) -> int:
     return OK
 
 
-async def _store(settings: "Settings", recipients: "list[RecoveryRecipient]", out: Path) -> "Backup":
-    import hashlib
-    import secrets
-
-    from kms.keys.backup import Backup
-    from kms.root_access import root_access
+async def _back_up(settings: "Settings", recipients: "list[RecoveryRecipient]", out: Path) -> "Backup":
+    from kms.administration.restoring import require_root
+    from kms.preflight import check_settings
+    from kms.root_place import ConfiguredRoot
     from kms.wiring import open_key_stores, utc_now
 
+    checked = check_settings(settings, serving=False)
+    await require_root(ConfiguredRoot(checked.root_key_uri, checked.root_access, utc_now))
     async with open_key_stores(settings) as keys:
-        root = await _root_copy(keys, root_access(settings).mode)
-        backup = Backup.seal(root, recipients, now=utc_now(), random=secrets.token_bytes)
-        content = backup.to_json()
-        # Before the file: no key leaves before its record is durable.
-        await keys.journal.record(
-            command_line_actor(),
-            _ACTION,
-            "root",
-            details={
-                "recipients": [each.header() for each in backup.recipients],
-                "epochs": [*root.secrets],
-                "dstack": root.dstack is not None,
-                "backup_sha256": hashlib.sha256(content).hexdigest(),
-            },
+        return await keys.custody.export(
+            command_line_actor(), recipients, lambda content: write_new(out, content)
         )
-        write_new(out, content)
-    return backup
-
-
-async def _root_copy(keys: "LocalKeys", mode: "Mode") -> "RootCopy":
-    """Take the root out of its provider, and make sure that it is the one that answers guests.
-
-    Raises:
-        NotExportable: it cannot be had.
-        RootKeyUnavailable: it is another one.
-
-    """
-    from kms.keys.check_value import agrees
-    from kms.keys.root_copy import RootCopy
-    from kms.keys.root_messages import check_message
-
-    provider = keys.root.provider
-    root = RootCopy(mode=mode, secrets=await provider.secrets(), dstack=await keys.foreign.dstack())
-    for epoch, value in root.check_values().items():
-        [output] = await provider.outputs(epoch, [check_message(mode, epoch)])
-        if not agrees(value, output):
-            raise RootKeyUnavailable(
-                f"epoch {epoch} of the root changed while it was read", reason="root-key-changed"
-            )
-    return root

@@ -4,14 +4,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kms.cli.office import command_line_actor
 from kms.cli.output import OK, WrongUse, print_json
 from kms.cli.parsers import Group
-from kms.cli.private_files import read_private
 from kms.cli.saying import Line, say
-from kms.errors import ConfigurationError
+from kms.errors import ConfigurationError, KmsError
+from kms.private_files import read_secret
 
 if TYPE_CHECKING:
     from kms.keys.recovery_key import RecoveryKey
+    from kms.preflight import Checked
+    from kms.settings import Settings
 
 
 def add_recovery_key(group: Group) -> None:
@@ -39,7 +42,8 @@ def add_passphrase(group: Group) -> None:
         description="Put the root key file under another passphrase, or under none. The current one is where"
         " KMS_ROOT_KEY_PASSPHRASE_FILE says. A server that runs meanwhile has the root in memory and goes on"
         " releasing keys, but says that it is not ready (root-key-damaged) until it finds the new passphrase"
-        " there, or is restarted with the new setting.",
+        " there, or is restarted with the new setting. It is in the record before the file changes: where the"
+        " database cannot be opened, nothing is changed.",
         example="kms keys passphrase --new-file /etc/kms/passphrase.new",
     )
     what = command.add_mutually_exclusive_group(required=True)
@@ -55,16 +59,19 @@ def load_recovery_key(path: Path, passphrase_file: str | None) -> "RecoveryKey":
     """Read a private recovery key from its file.
 
     Raises:
-        ConfigurationError: others can read it, it is none, or needs another passphrase.
-        Unreadable: it cannot be read.
+        ConfigurationError: it cannot be read, others can read it, it is none, or needs another passphrase.
 
     """
+    from kms.keys.wiping import wipe
     from kms.recovery_keys import read_recovery_key
     from kms.root_access import read_passphrase
 
-    content = read_private(path, what="recovery key")
+    content = read_secret(path, what="recovery key", ours=False)
     passphrase = None if passphrase_file is None else lambda: read_passphrase(passphrase_file)
-    return read_recovery_key(path, content, passphrase)
+    try:
+        return read_recovery_key(path, content, passphrase)
+    finally:
+        wipe(content)
 
 
 def require_new(path: Path) -> None:
@@ -129,26 +136,27 @@ def _recovery_key(arguments: argparse.Namespace) -> int:
 
 
 def _passphrase(arguments: argparse.Namespace) -> int:
+    import asyncio
+
     from kms.cli.reading import read_settings
     from kms.preflight import check_settings
     from kms.root_access import read_passphrase
-    from kms.rootkey.file import reseal
 
-    checked = check_settings(read_settings(arguments.config), serving=False)
+    settings = read_settings(arguments.config)
+    checked = check_settings(settings, serving=False)
     scheme, _, path = checked.root_key_uri.partition(":")
     if scheme != "file":
         raise ConfigurationError(
             f"a {scheme}: root key has no passphrase", remedy="only a file: root key is encrypted under one"
         )
-    old, access = checked.root_access.passphrase, checked.root_access
-    new = None if arguments.remove else lambda: read_passphrase(arguments.new_file)
-    reseal(Path(path), access.mode, old, new)
+    new = None if arguments.remove else read_passphrase(arguments.new_file)
+    asyncio.run(_reseal(settings, checked, Path(path), new))
     if arguments.json:
         print_json({"root_key": path, "encrypted": new is not None})
         return OK
     if new is None:
         next_step = "unset KMS_ROOT_KEY_PASSPHRASE_FILE, and restart the server"
-    elif old is None:
+    elif checked.root_access.passphrase is None:
         next_step = f"set KMS_ROOT_KEY_PASSPHRASE_FILE to {arguments.new_file}, and restart the server"
     else:
         next_step = f"put {arguments.new_file} in the place of the file with the old passphrase"
@@ -160,3 +168,28 @@ def _passphrase(arguments: argparse.Namespace) -> int:
         ]
     )
     return OK
+
+
+async def _reseal(settings: "Settings", checked: "Checked", path: Path, new: bytes | None) -> None:
+    from contextlib import AsyncExitStack
+
+    from kms.administration.restoring import require_root
+    from kms.root_place import ConfiguredRoot
+    from kms.rootkey.file import reseal
+    from kms.wiring import open_key_stores, utc_now
+
+    access = checked.root_access
+    await require_root(ConfiguredRoot(checked.root_key_uri, access, utc_now))
+    async with AsyncExitStack() as stack:
+        try:
+            keys = await stack.enter_async_context(open_key_stores(settings))
+        except KmsError as error:
+            raise ConfigurationError(
+                f"the passphrase was not changed, for nobody could record that: {error.detail}",
+                remedy=error.remedy if isinstance(error, ConfigurationError) else "Mend that first.",
+            ) from error
+        await keys.custody.change_passphrase(
+            command_line_actor(),
+            lambda: reseal(path, access.mode, access.passphrase, None if new is None else lambda: new),
+            encrypted=new is not None,
+        )

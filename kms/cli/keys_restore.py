@@ -3,19 +3,33 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kms.cli.keys_files import load_recovery_key
+from kms.cli.office import command_line_actor
 from kms.cli.output import OK, WrongUse, print_json, read_file
 from kms.cli.parsers import Group
 from kms.cli.pins import read_identity
 from kms.cli.saying import Line, say
-from kms.errors import ConfigurationError
+from kms.errors import ConfigurationError, KmsError
 
 if TYPE_CHECKING:
-    from kms.cli.keys_put_back import PutBack
     from kms.keys.backup import Backup
-    from kms.keys.root_copy import RootCopy
+    from kms.keys.root_copy import Description, RootCopy
+    from kms.settings import Settings
+
+
+class Restored(NamedTuple):
+    """What was done: `made` is false where the same root was there already.
+
+    `dstack` says what became of imported roots, None where the backup has none. `waiting` are epochs that the
+    database does not know.
+    """
+
+    root_key: str
+    made: bool
+    dstack: str | None
+    waiting: list[int]
 
 
 def add_restore(group: Group) -> None:
@@ -49,7 +63,6 @@ def add_restore(group: Group) -> None:
 def _restore(arguments: argparse.Namespace) -> int:
     import asyncio
 
-    from kms.cli.keys_put_back import put_back
     from kms.cli.reading import read_settings
 
     if arguments.check and (arguments.to is not None or arguments.config is not None):
@@ -60,7 +73,7 @@ def _restore(arguments: argparse.Namespace) -> int:
         settings = read_settings(arguments.config)
         if arguments.to is not None:
             settings = settings.model_copy(update={"root_key": arguments.to})
-        done = asyncio.run(put_back(settings, root, backup.description, digest=digest))
+        done = asyncio.run(_put_back(settings, root, backup.description, digest))
     if arguments.json:
         print_json({**backup.description.to_json(), "restored": None if done is None else done._asdict()})
     else:
@@ -86,7 +99,36 @@ def _open(arguments: argparse.Namespace) -> "tuple[Backup, str, RootCopy]":
     return backup, hashlib.sha256(content).hexdigest(), root
 
 
-def _lines(backup: "Backup", done: "PutBack | None") -> Iterator[Line]:
+async def _put_back(
+    settings: "Settings", root: "RootCopy", description: "Description", digest: str
+) -> Restored:
+    """Make the root that the settings name, and bring the rest back: again, if it was interrupted."""
+    from kms.administration.restoring import put_root, require_mode, waiting_epochs
+    from kms.preflight import check_settings
+    from kms.root_place import ConfiguredRoot
+    from kms.wiring import open_key_stores, open_stores, utc_now
+
+    checked = check_settings(settings, serving=False)
+    require_mode(description, checked.root_access.mode)
+    place = ConfiguredRoot(checked.root_key_uri, checked.root_access, utc_now)
+    async with open_stores(settings) as stores:
+        known = await stores.installation.check_values()
+    made = await put_root(place, root, description, known)
+    try:
+        async with open_key_stores(settings) as keys:
+            dstack = await keys.custody.finish_restore(
+                command_line_actor(), root, description, digest=digest, made=made
+            )
+    except KmsError as error:
+        remedy = error.remedy if isinstance(error, ConfigurationError) else ""
+        raise ConfigurationError(
+            f"the root is there ({place.uri}), but cannot be used yet: {error.detail}",
+            remedy=f"{remedy.rstrip('.') or 'Mend that'}. Then the same command finishes the work.",
+        ) from error
+    return Restored(place.uri, made, dstack, waiting_epochs(root, known))
+
+
+def _lines(backup: "Backup", done: Restored | None) -> Iterator[Line]:
     description = backup.description
     told = description.to_json()
     yield Line(

@@ -34,6 +34,7 @@ from kms.errors import KmsError
 from kms.keys.opening import CannotOpen
 from kms.keys.recovery_key import OVERHEAD, RecoveryKey, RecoveryRecipient, fingerprint
 from kms.keys.root_copy import Description, RootCopy
+from kms.keys.wiping import wipe
 from kms.labels import BACKUP, labelled
 from kms.strict_json import Fields, JsonError, JsonValue, parse_object
 
@@ -135,8 +136,8 @@ class Backup:
             )
             ciphertext = AESGCM(content_key).encrypt(header.nonce, plaintext, context)
         finally:
-            _wipe(content_key)
-            _wipe(plaintext)
+            wipe(content_key)
+            wipe(plaintext)
         return replace(header, recipients=sealed, ciphertext=ciphertext)
 
     def open(self, key: RecoveryKey) -> RootCopy:
@@ -166,8 +167,8 @@ class Backup:
         except ValueError as error:
             raise BackupRejected(f"made wrongly: {error}", reason="backup-inconsistent") from None
         finally:
-            _wipe(content_key)
-            _wipe(plaintext)
+            wipe(content_key)
+            wipe(plaintext)
 
     def to_json(self) -> bytes:
         """Give the file."""
@@ -218,7 +219,3 @@ class Backup:
 
     def _context(self) -> bytes:
         return labelled(BACKUP, sha256(rfc8785.dumps(self._header())).digest())
-
-
-def _wipe(buffer: bytearray) -> None:
-    buffer[:] = bytes(len(buffer))

@@ -1,6 +1,5 @@
 """A whole root outside of its provider, as backups keep it, and what can be said of it without a secret."""
 
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,13 +9,18 @@ from kms.encoding import b64url, from_whole_seconds, whole_seconds
 from kms.keys.check_value import CHECK_VALUE_LENGTH, check_value
 from kms.keys.dstack import ROOT_LENGTH, DstackRoots
 from kms.keys.identity import Identity
-from kms.keys.root_messages import FOUNDING_EPOCH, Mode, check_message, identity_message
+from kms.keys.root_messages import (
+    FOUNDING_EPOCH,
+    MAX_EPOCHS,
+    SECRET_LENGTH,
+    Mode,
+    check_message,
+    identity_message,
+    root_prf,
+)
 from kms.keys.signed import read_public_key
 from kms.strict_json import Fields, JsonValue
 
-MAX_EPOCHS: Final = 4096  # as in a root key file (`kms.rootkey.root_document`)
-
-_SECRET_LENGTH: Final = 32
 _FOUNDING_GENERATION: Final = 1
 _DIGEST_LENGTH: Final = 32
 _K256_LENGTH: Final = 33  # SEC 1, compressed
@@ -56,7 +60,7 @@ class Description:
     @property
     def plaintext_length(self) -> int:
         """How many bytes the secrets of such a root have, joined."""
-        return len(self.check_values) * _SECRET_LENGTH + (0 if self.dstack is None else 2 * ROOT_LENGTH)
+        return len(self.check_values) * SECRET_LENGTH + (0 if self.dstack is None else 2 * ROOT_LENGTH)
 
     def to_json(self) -> dict[str, JsonValue]:
         """Give the members of a document."""
@@ -99,8 +103,8 @@ class RootCopy:
 
     def __post_init__(self) -> None:
         _require_epochs(list(self.secrets))
-        if any(len(secret) != _SECRET_LENGTH or not any(secret) for secret in self.secrets.values()):
-            raise ValueError(f"an epoch's secret has {_SECRET_LENGTH} bytes, not all zero")
+        if any(len(secret) != SECRET_LENGTH or not any(secret) for secret in self.secrets.values()):
+            raise ValueError(f"an epoch's secret has {SECRET_LENGTH} bytes, not all zero")
 
     def described(self, created_at: datetime) -> Description:
         """Say what it is."""
@@ -108,7 +112,7 @@ class RootCopy:
         return Description(
             mode=self.mode,
             created_at=created_at,
-            identity=Identity.from_prf(_prf(founding, identity_message(_FOUNDING_GENERATION))).public_key,
+            identity=Identity.from_prf(root_prf(founding, identity_message(_FOUNDING_GENERATION))).public_key,
             check_values=self.check_values(),
             dstack=None if self.dstack is None else DstackMarks.of(self.dstack),
         )
@@ -116,7 +120,7 @@ class RootCopy:
     def check_values(self) -> dict[int, bytes]:
         """Give the key-check value (32 bytes) of each epoch."""
         return {
-            epoch: check_value(_prf(secret, check_message(self.mode, epoch)))
+            epoch: check_value(root_prf(secret, check_message(self.mode, epoch)))
             for epoch, secret in self.secrets.items()
         }
 
@@ -138,8 +142,8 @@ class RootCopy:
         """
         if len(plaintext) != description.plaintext_length:
             raise ValueError("another length than that of its epochs")
-        starts = range(0, len(plaintext), _SECRET_LENGTH)  # dstack's roots are as long
-        pieces = [bytes(plaintext[at : at + _SECRET_LENGTH]) for at in starts]
+        starts = range(0, len(plaintext), SECRET_LENGTH)  # dstack's roots are as long
+        pieces = [bytes(plaintext[at : at + SECRET_LENGTH]) for at in starts]
         count = len(description.check_values)
         copy = cls(
             mode=description.mode,
@@ -149,11 +153,6 @@ class RootCopy:
         if copy.described(description.created_at) != description:
             raise ValueError("the secrets are not those of the root that is described")
         return copy
-
-
-def _prf(secret: bytes, message: bytes) -> bytes:
-    # As providers compute it whose root can be had (`kms.rootkey.provider.RootProvider.outputs`).
-    return hmac.digest(secret, message, "sha512")
 
 
 def _read_check_values(fields: Fields) -> dict[int, bytes]:

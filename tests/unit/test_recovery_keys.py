@@ -1,6 +1,7 @@
 """The files of recovery keys: who may write the list, and what a private one is."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import pytest
 
 from kms.errors import ConfigurationError
+from kms.keys import passphrase_document
 from kms.keys.recovery_key import RecoveryKey, RecoveryRecipient
 from kms.recovery_keys import read_recipients, read_recovery_key, recipient_line, write_recovery_key
-from kms.rootkey import encrypted_document
 
 ALICE, BOB = RecoveryKey(b"\x01" * 96), RecoveryKey(b"\x02" * 96)
 ALICE_LINE = recipient_line(RecoveryRecipient("alice", ALICE.public_key))
@@ -21,7 +22,7 @@ FILE = Path("alice.key")
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encrypted_document, "_MEMORY", 64)
+    monkeypatch.setattr(passphrase_document, "_MEMORY", 64)
 
 
 @pytest.fixture
@@ -110,7 +111,9 @@ class TestAPrivateKey:
 
     def test_a_root_keys_document_is_none(self) -> None:
         plain = write_recovery_key(ALICE, None)
-        text = encrypted_document.encrypt(plain, PASSPHRASE)
+        text = passphrase_document.encrypt(
+            plain, PASSPHRASE, "attested-kms/root-key-encrypted", random=os.urandom
+        )
         assert refused(text, PASSPHRASE).startswith("alice.key is no recovery key")
 
     def test_a_short_passphrase_protects_nothing(self) -> None:

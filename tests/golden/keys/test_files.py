@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import pytest
 from cryptography.exceptions import InvalidTag
 
+from kms.keys import passphrase_document
 from kms.keys.backup import Backup
 from kms.keys.dstack import DstackRoots
 from kms.keys.recovery_key import RecoveryKey, RecoveryRecipient
 from kms.keys.root_copy import RootCopy
 from kms.keys.root_messages import Mode
-from kms.rootkey import encrypted_document, root_document
+from kms.rootkey import root_document
 from kms.rootkey.root_document import RootDocument
 from tests.golden.keys import second_files as second
 
@@ -45,12 +47,13 @@ def test_a_root_key_file() -> None:
 
 
 def test_a_root_key_file_under_a_passphrase() -> None:
-    opened = encrypted_document.decrypt(text(ENCRYPTED["expect"]), PASSPHRASE)
+    opened = passphrase_document.decrypt(text(ENCRYPTED["expect"]), PASSPHRASE, ENCRYPTED["expect"]["format"])
     assert json.loads(opened) == PLAIN["expect"]
 
 
 def test_what_is_encrypted_now_opens_by_its_description() -> None:
-    written = json.loads(encrypted_document.encrypt(b"a root", PASSPHRASE))
+    form = ENCRYPTED["expect"]["format"]
+    written = json.loads(passphrase_document.encrypt(b"a root", PASSPHRASE, form, random=os.urandom))
     assert second.decrypt(written, PASSPHRASE) == b"a root"
     with pytest.raises(InvalidTag):
         second.decrypt(written | {"format": "attested-kms/recovery-key-encrypted"}, PASSPHRASE)

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from kms import root_place
 from kms.administration.permission import Journal
-from kms.cli import keys_put_back
 from kms.cli.office import command_line_actor
 from kms.errors import LedgerUnavailable
 from kms.keys.dstack import DstackRoots
@@ -186,6 +186,22 @@ class TestExport:
         assert not Path("root.backup").exists()
         assert adopted.actions("keys-export") == []
 
+    def test_where_there_is_no_root_none_is_made(
+        self, recovery: KeyFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A backup of a root that was made just now looks like one of the KMS that was meant."""
+        monkeypatch.setenv("KMS_DATA_DIR", str(recovery.path / "elsewhere"))
+        error = error_of(capsys, export, "--to", "bob")
+        assert f"no root key at file:{recovery.path}/elsewhere/root-key.json" in error["detail"]
+        assert not (recovery.path / "elsewhere").exists()
+        assert not Path("root.backup").exists()
+
+    def test_what_was_recorded_and_not_written_is_recorded_as_well(
+        self, adopted: KeyFolder, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert "No such file" in error_of(capsys, lambda *o: export("--all", *o, out="none/x"))["detail"]
+        assert [each["outcome"] for each in adopted.actions("keys-export")] == ["done", "configuration"]
+
     def test_it_is_the_root_that_answers_guests(
         self, adopted: KeyFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -304,6 +320,7 @@ class TestRestore:
         monkeypatch.setenv("KMS_DATA_DIR", str(backed_up.path / "development"))
         assert "of a production root" in error_of(capsys, restore)["detail"]
         assert not (backed_up.path / "development").exists()
+        assert keys_command("list") == 0
         assert export("--to", "bob", out="development.backup") == 0
         monkeypatch.delenv("KMS_DEVELOPMENT_ROOTS")
         monkeypatch.setenv("KMS_DATA_DIR", str(backed_up.path / "production"))
@@ -333,6 +350,30 @@ class TestRestore:
         assert keys_command("rotate") == 0
         restored = json.loads((backed_up.path / "new" / "root-key.json").read_text())
         assert restored["epochs"] == json.loads(backed_up.root_key.read_text())["epochs"]
+
+    @pytest.mark.parametrize("policy", [{}, {"policy": {"revision": "sha256:" + "0" * 64, "sequence": 1}}])
+    def test_with_an_older_database_an_epoch_that_it_lacks_comes_back_with_its_keys(
+        self,
+        recovery: KeyFolder,
+        capsys: pytest.CaptureFixture[str],
+        policy: dict[str, object],
+    ) -> None:
+        """As the guide says: `keys` leaves the anchor, and the next rotation takes what the root has."""
+        anchor = recovery.path / "data" / "anchor.json"
+        assert keys_command("list") == 0
+        older = recovery.database.read_bytes()
+        assert keys_command("rotate") == 0
+        root = recovery.root_key.read_bytes()
+        recovery.database.write_bytes(older)
+        assert error_of(capsys, keys_command, "list")["reason"] == "epochs-untrusted"
+        assert error_of(capsys, keys_command, "rotate")["reason"] == "epochs-untrusted"
+        if policy:
+            anchor.write_text(json.dumps(policy))
+        else:
+            anchor.unlink()
+        assert keys_command("rotate", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["epoch"]["epoch"] == 2
+        assert recovery.root_key.read_bytes() == root
 
     def test_again_changes_nothing(self, backed_up: KeyFolder, capsys: pytest.CaptureFixture[str]) -> None:
         before = backed_up.root_key.read_bytes()
@@ -390,8 +431,8 @@ class TestRestore:
         async def refuses(*_: object, **__: object) -> NoReturn:
             raise NotExportable("a root key in an HSM neither leaves it nor comes from outside")
 
-        monkeypatch.setattr(keys_put_back, "open_provider", missing)
-        monkeypatch.setattr(keys_put_back, "restore_provider", refuses)
+        monkeypatch.setattr(root_place, "open_provider", missing)
+        monkeypatch.setattr(root_place, "restore_provider", refuses)
         error = error_of(capsys, restore)
         assert "HSM" in error["detail"]
         assert "--to file:" in error["remedy"]

@@ -1,13 +1,15 @@
 """``kms keys recovery-key`` and ``kms keys passphrase``."""
 
+import asyncio
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from kms.errors import RootKeyUnavailable
+from kms.administration.permission import Journal
+from kms.errors import LedgerUnavailable, RootKeyUnavailable
 from kms.keys.recovery_key import RecoveryKey
 from kms.keys.root_messages import challenge_message
 from kms.recovery_keys import read_recipients, read_recovery_key
@@ -112,11 +114,49 @@ class TestPassphrase:
     ) -> None:
         async with open_key_stores(load_settings(None)[0]) as keys:
             before = await keys.root.prf(1, challenge_message())
-            assert keys_command("passphrase", "--new-file", "new") == 0
+            assert await asyncio.to_thread(keys_command, "passphrase", "--new-file", "new") == 0
             with pytest.raises(RootKeyUnavailable) as unavailable:
-                await keys.root.check()
+                await keys.root.check(1)
             assert unavailable.value.reason == "root-key-damaged"
             assert await keys.root.prf(1, challenge_message()) == before
+
+    def test_each_change_is_in_the_record(self, planted: KeyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert keys_command("passphrase", "--new-file", "new") == 0
+        monkeypatch.setenv("KMS_ROOT_KEY_PASSPHRASE_FILE", "new")
+        assert keys_command("passphrase", "--remove") == 0
+        monkeypatch.delenv("KMS_ROOT_KEY_PASSPHRASE_FILE")
+        write_file("short", b"eleven byte")
+        assert keys_command("passphrase", "--new-file", "short") == 2
+        actions = planted.actions("keys-passphrase")
+        assert [(each["outcome"], each["details"]["encrypted"]) for each in actions] == [
+            ("done", True),
+            ("done", False),
+            ("done", True),
+            ("configuration", True),
+        ]
+
+    def test_nothing_changes_that_cannot_be_recorded(
+        self, planted: KeyFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fails(*_: object, **__: object) -> NoReturn:
+            raise LedgerUnavailable("the disk is full")
+
+        assert keys_command("list") == 0
+        before = planted.root_key.read_bytes()
+        with monkeypatch.context() as broken:
+            broken.setattr(Journal, "record", fails)
+            error = error_of(capsys, "passphrase", "--new-file", "new")
+        assert error["code"] == "ledger-unavailable"
+        planted.database.write_bytes(b"no database")
+        error = error_of(capsys, "passphrase", "--new-file", "new")
+        assert "was not changed, for nobody could record that" in error["detail"]
+        assert planted.root_key.read_bytes() == before
+
+    def test_where_there_is_no_root_none_is_made(
+        self, folder: KeyFolder, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert "no root key" in error_of(capsys, "passphrase", "--new-file", "new")["detail"]
+        assert not folder.root_key.parent.exists()
 
     def test_for_programs(self, planted: KeyFolder, capsys: pytest.CaptureFixture[str]) -> None:
         assert keys_command("passphrase", "--new-file", "new", "--json") == 0
