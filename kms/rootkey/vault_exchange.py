@@ -1,7 +1,8 @@
 """One exchange with a Vault server, in the calling thread, and the names of everything that can go wrong.
 
-The library's exceptions carry the server's text, the URL, and the request with its token. None of them
-leaves this module, not even as the context of another one.
+The libraries' exceptions carry the server's text, the URL, and the request with its token. None of them
+leaves this module, not even as the context of another one. Whatever a server answers is `RootKeyUnavailable`
+or an `Answer`, in time: a hostile one is no more than one that does not work.
 """
 
 import ssl
@@ -11,15 +12,17 @@ from typing import Final, cast
 
 import requests
 from hvac.adapters import RawAdapter
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
+from urllib3.exceptions import TimeoutError as HTTPTimeout
 from urllib3.util import Timeout
 
 from kms.errors import RootKeyUnavailable
 from kms.https_client import certificate_fault
 from kms.rootkey.vault_access import VaultAccess
+from kms.rootkey.vault_bounds import BoundedSession, UnboundedAnswer, read_body
+from kms.strict_json import JsonError, parse_object
 
-AT_ONCE: Final = 8  # exchanges; each has a thread and keeps a connection
+AT_ONCE: Final = 8  # exchanges; each has a thread, and a connection that is kept
 
 # Seconds after which a guest may find it better: soon for what passes by itself, later for what waits for
 # somebody.
@@ -44,7 +47,7 @@ def unavailable(reason: str, detail: str) -> RootKeyUnavailable:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What Vault answered: the HTTP status, and the JSON object (empty where there was none)."""
+    """What Vault answered: the HTTP status, 2xx or 4xx, and the JSON object (empty with 204)."""
 
     status: int
     body: Mapping[str, object] = field(repr=False)
@@ -66,15 +69,11 @@ def whole(value: object) -> int:
 
 
 class VaultConnection:
-    """Kept connections to one server. Its methods may be called in `AT_ONCE` threads at once."""
+    """Kept connections to one server. Its methods may be called in many threads at once."""
 
     def __init__(self, access: VaultAccess) -> None:
-        session = requests.Session()
-        # Neither a proxy nor a CA nor a password of the environment's (or of a .netrc): our secrets go where
-        # the settings say.
-        session.trust_env = False
+        session = BoundedSession(access.address, connections=AT_ONCE)
         session.verify = _trusted(access)
-        session.mount(access.address, HTTPAdapter(pool_connections=1, pool_maxsize=AT_ONCE, max_retries=0))
         # Not `hvac.Client`, which takes a token from the environment or from ~/.vault-token.
         self._adapter = RawAdapter(
             base_uri=access.address,
@@ -91,21 +90,33 @@ class VaultConnection:
     ) -> Answer:
         """Send a request for ``/v1/{path}`` and give the answer, whatever a 2xx or 4xx status it has.
 
+        All of it has the time of `VaultAccess.timeout`. Only where connecting is slow is it longer: then each
+        of the server's addresses, TLS, and sending end after as much.
+
         Raises:
             RootKeyUnavailable: no answer, or one that says that this Vault serves nobody now.
 
         """
         headers = {} if token is None else {"X-Vault-Token": token}
         try:
-            response = self._adapter.request(method, f"/v1/{path}", headers=headers, json=body)
-        except requests.Timeout:
+            with self._adapter.request(
+                method, f"/v1/{path}", headers=headers, json=body, stream=True
+            ) as response:
+                return _answer(response.status_code, read_body(response))
+        except RootKeyUnavailable:
+            raise
+        except (requests.Timeout, HTTPTimeout):
             failure = unavailable("root-key-slow", "Vault did not answer in time")
         except (OSError, HTTPError) as error:
             fault = certificate_fault(error)
             detail = "Vault cannot be reached" if fault is None else f"Vault's certificate: {fault}"
             failure = unavailable("root-key-unreachable", detail)
-        else:
-            return _answer(response)
+        except UnboundedAnswer:
+            failure = unavailable("root-key-failing", "Vault's answer is compressed or too long")
+        except Exception as error:  # noqa: BLE001 -- what else a hostile answer does to the libraries
+            failure = unavailable(
+                "root-key-failing", f"Vault's answer cannot be read ({type(error).__name__})"
+            )
         raise failure  # here, where the library's exception is no context of it
 
     def close(self) -> None:
@@ -121,17 +132,30 @@ def _trusted(access: VaultAccess) -> str:
     return system.cafile or system.capath or system.openssl_cafile
 
 
-def _answer(response: requests.Response) -> Answer:
-    try:
-        body = members(response.json())
-    except ValueError:
-        body = {}
-    status = response.status_code
-    if status < 300 or (400 <= status < 500 and status != requests.codes.too_many_requests):
+def _answer(status: int, content: bytes) -> Answer:
+    # What is not Vault's JSON is somebody else's word (a load balancer's 404, say), and says nothing of keys.
+    body = {} if status == requests.codes.no_content else _object(content)
+    if body is not None and (
+        200 <= status < 300 or (400 <= status < 500 and status != requests.codes.too_many_requests)
+    ):
         return Answer(status, body)
-    if status < 400:
+    if 300 <= status < 400:
         raise unavailable("root-key-standby", "this Vault is a standby that does not pass requests on")
     # A load balancer may answer 503 as well: only Vault itself says that it is sealed.
-    if status == requests.codes.service_unavailable and "sealed" in str(body.get("errors")):
+    if (
+        body is not None
+        and status == requests.codes.service_unavailable
+        and "sealed" in str(body.get("errors"))
+    ):
         raise unavailable("root-key-sealed", "Vault is sealed")
-    raise unavailable("root-key-failing", f"Vault answered with status {status}")
+    raise unavailable(
+        "root-key-failing",
+        f"Vault answered with status {status}" + (" and no JSON object" if body is None else ""),
+    )
+
+
+def _object(content: bytes) -> Mapping[str, object] | None:
+    try:
+        return parse_object(content)
+    except JsonError:
+        return None

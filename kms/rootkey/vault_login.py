@@ -19,6 +19,7 @@ _WHAT: Final = "Vault credential"
 # forgets them after as long without one (Vault's "user lockout", on by default).
 _REST_AFTER_REFUSAL: Final = 20 * 60.0  # seconds
 
+_LONGEST_TOKEN: Final = 8000  # characters: with its name, the line of 8 KiB that proxies take as a header
 
 _Writing: TypeAlias = tuple[int, int, int]  # inode, time of the last change in ns, and length of a file
 
@@ -136,7 +137,7 @@ class VaultLogin:
 def _granted(mount: str, answer: Answer) -> Lease:
     auth = members(answer.body.get("auth"))
     token = auth.get("client_token")
-    if answer.status != 200 or not isinstance(token, str) or not token:
+    if answer.status != 200 or not isinstance(token, str) or not _is_token(token):
         raise unavailable(
             "root-key-token-expired", f"Vault refused the login at auth/{mount} ({answer.status})"
         )
@@ -158,10 +159,15 @@ def _read_projected(path: Path) -> str:
 
 def _text(path: Path, content: bytearray) -> str:
     text = content.decode("ascii", errors="replace").strip()
-    # It goes into a header: a line end in it must not begin another one.
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
+    if not _is_token(text):
         raise ConfigurationError(f"{path} holds no token", remedy="one line of text, and nothing else")
     return text
+
+
+def _is_token(text: str) -> bool:
+    # It goes into a header: a line end in it must not begin another one, and one that no server takes for its
+    # length would stay in use for as long as it is said to live.
+    return 0 < len(text) <= _LONGEST_TOKEN and text.isascii() and text.isprintable() and " " not in text
 
 
 def _writing(path: Path) -> _Writing | None:

@@ -28,6 +28,9 @@ _log = structlog.get_logger("kms.vault")
 _T = TypeVar("_T")
 
 _MOST_CALLERS: Final = 512
+# A caller who gives up leaves its thread to the exchange until that one's time is over. Those who come next,
+# and find Vault well again, have others.
+_THREADS: Final = 2 * AT_ONCE
 _LOOK_AT_LEASE_EVERY: Final = 1.0  # seconds
 _REST_AFTER_LOGIN: Final = 5.0  # seconds in which a refusal is the policy's, not the token's
 # What Vault says of one path or of our rights says nothing about the next call.
@@ -54,7 +57,7 @@ class VaultSession:
         self._login = VaultLogin(self._connection, access.login)
         # A login and a second try may be in it.
         self._patience = 2 * access.timeout.total_seconds()
-        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="kms-vault")
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kms-vault")
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._callers = 0
         self._breaker = Breaker()

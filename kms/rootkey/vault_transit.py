@@ -15,7 +15,7 @@ import structlog
 from typing_extensions import override
 
 from kms.errors import ConfigurationError
-from kms.keys.root_messages import FOUNDING_EPOCH, PRF_LENGTH, SECRET_LENGTH
+from kms.keys.root_messages import FOUNDING_EPOCH, MAX_EPOCHS, PRF_LENGTH, SECRET_LENGTH
 from kms.rootkey.provider import NotExportable, Opener, RootAccess, RootKeyMissing
 from kms.rootkey.vault_exchange import Answer, members, unavailable, whole
 from kms.rootkey.vault_location import Location, check_vault, require_vault
@@ -123,7 +123,7 @@ class TransitRootKey:
             raise RootKeyMissing(f"there is no transit key {self._location.name} in Vault")
         if key.kind != "hmac":
             raise ConfigurationError(
-                f"the transit key {self._location.name} is of type {key.kind}",
+                f"the transit key {self._location.name} is of type {key.kind[:32]!r}",
                 remedy="it must be of type hmac",
             )
         if key.leaves:
@@ -161,7 +161,12 @@ class TransitRootKey:
             return None
         if answer.status != 200:
             raise unavailable("root-key-failing", f"Vault answered with status {answer.status}")
-        return _TransitKey.of(answer.data)
+        key = _TransitKey.of(answer.data)
+        if not FOUNDING_EPOCH <= key.latest <= MAX_EPOCHS:
+            raise unavailable(
+                "root-key-failing", f"Vault does not name a transit key of 1 to {MAX_EPOCHS} versions"
+            )
+        return key
 
     async def _present_key(self) -> _TransitKey:
         key = await self._read_key()
