@@ -186,7 +186,7 @@ class KeysConflict(OperatorRefusal):
 
 
 class EpochInUse(OperatorRefusal):
-    """Guests that were seen lately never took a newer epoch; `details` name them."""
+    """Guests that were seen lately did not move on to a newer epoch; `details` name them."""
 
     code = "epoch-in-use"
 

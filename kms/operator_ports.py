@@ -201,11 +201,10 @@ class KeyRegister(Protocol):
         """Give the epochs; see `kms.ports.Epochs`."""
         ...
 
-    async def written_epochs(self) -> EpochTable:
-        """Give the epochs as they are written, also where one waits (again) that was in use, says `SeenKeys`.
+    async def epochs_to_rotate(self) -> EpochTable:
+        """Give the epochs also where the newest that was in use waits again, so that `epochs` is refused.
 
-        Only to decide on a change with: every change is held against what was seen, and `move_epoch` to a
-        time that has come mends it.
+        A clock that was wrong leaves that behind; `move_epoch` to a time that has come mends it.
         """
         ...
 

@@ -94,8 +94,8 @@ class KeyAdministration:
     async def rotate(self, actor: Actor, *, at: datetime | None) -> Json:
         """Make the next epoch, or give the one that waits its time; see `KeyWork.rotate`.
 
-        The root's new version is durable where it lives before anything names it here. Also where the epochs
-        are untrusted because one that was in use waits again, after a wrong clock: made current, they are not.
+        The root's new version is durable where it lives before anything names it here. It is also the way
+        out where the epochs are untrusted because one that was in use waits again, after a wrong clock.
 
         Raises:
             Forbidden: the role does not include it.
@@ -106,7 +106,7 @@ class KeyAdministration:
         """
         action = _ROTATE if at is None else _SCHEDULE
         await self.journal.require(actor, Permission.CHANGE_KEYS, action)
-        now, table = self.clock(), await self.register.written_epochs()
+        now, table = self.clock(), await self.register.epochs_to_rotate()
         newest = table.newest
         waits = newest.active_from > now
         async with self._refusals_recorded(actor, action, newest.number if waits else newest.number + 1):

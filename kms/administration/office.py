@@ -163,8 +163,8 @@ class KeyWork(Protocol):
     async def retire(self, actor: Actor, epoch: int, *, seen_within: timedelta, force: bool) -> Json:
         """Give keys of an epoch to nobody any more.
 
-        Refused while a guest that was seen within that time never took a newer epoch, unless forced; and
-        always for the current one.
+        Refused while a guest that was seen within that time did not move on to a newer epoch, unless
+        forced; and always for the current one.
         """
         ...
 

@@ -92,8 +92,8 @@ def _add_retire(group: Group) -> None:
         "retire",
         summary="give keys of an epoch to nobody any more",
         description="Give keys of an epoch to nobody any more, for ever. Refused, with a list, while guests"
-        " that were seen lately never took a newer epoch: they could not open what they encrypted. Exit"
-        " status: 0 retired, 1 refused.",
+        " that were seen lately did not move on to a newer epoch: they could not open what they encrypted."
+        " Exit status: 0 retired, 1 refused.",
         example="kms keys retire 1 --seen-within 90d",
     )
     command.add_argument("epoch", metavar="EPOCH", type=count, help="its number")

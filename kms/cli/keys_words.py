@@ -101,7 +101,9 @@ def rotation_lines(answer: Fields, keys: Fields) -> Iterator[Line]:
         return
     behind = sum(guests for epoch, guests in totals.items() if epoch < current)
     if behind:
-        yield Line(f"{behind} guest(s) are still of an older epoch than {current}, the current one:", "yellow")
+        yield Line(
+            f"{behind} guest(s) are still of an older epoch than {current}, the current one:", "yellow"
+        )
         yield from stragglers
         yield from _more(behind - len(stragglers))
     elif count:

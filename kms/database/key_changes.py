@@ -1,13 +1,42 @@
 """What may be changed of epochs and generations, and how it is said that it may not."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from typing import Final
+
+import structlog
 
 from kms.database.key_rows import EpochsUntrusted
 from kms.errors import KeysConflict
 from kms.keys.epochs import Epoch, KeyProgress
 from kms.ledger.entries import timestamp
 from kms.operator_ports import Generation
+
+_log = structlog.get_logger("kms.keys")
+
+_SAY_EVERY: Final = 600.0  # seconds
+
+
+class Alarm:
+    """Says in the log that something must not be used, once in a while. `monotonic` gives seconds."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._said_at = float("-inf")
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Report `EpochsUntrusted`, which goes on."""
+        try:
+            yield
+        except EpochsUntrusted as error:
+            now = self._monotonic()
+            if now - self._said_at >= _SAY_EVERY:
+                self._said_at = now
+                _log.error("epochs-untrusted", cause=error.detail)
+            raise
 
 
 def require_progress(progress: KeyProgress, seen: KeyProgress) -> None:
@@ -18,6 +47,25 @@ def require_progress(progress: KeyProgress, seen: KeyProgress) -> None:
     if replace(progress, in_use=seen.in_use).includes(seen):
         detail += ", or a clock that was set back. If it is the clock: `kms keys rotate`"
     raise EpochsUntrusted(detail)
+
+
+def require_newest(progress: KeyProgress, seen: KeyProgress) -> None:
+    """Let a backup be restored only if it knows every epoch, retirement and generation that there was.
+
+    Which epoch was in use is left out: one that waits by the backup is used when its time comes, or by
+    ``kms keys rotate``.
+
+    Raises:
+        KeysConflict: it does not.
+
+    """
+    unknown = [f"the retirement of epoch {each}" for each in sorted(seen.retired - progress.retired)]
+    if seen.epochs > progress.epochs:
+        unknown.append(f"epoch {seen.epochs}")
+    if seen.generations > progress.generations:
+        unknown.append(f"generation {seen.generations} of the identity")
+    if unknown:
+        raise KeysConflict(f"the backup does not know {', '.join(unknown)}; nothing was changed")
 
 
 def taken(what: str, there: Epoch | Generation) -> KeysConflict:

@@ -3,9 +3,9 @@
 That an epoch is in use because its time has come is remembered only after ten minutes. Only the clock says
 so, and a clock can leap: remembered at the first look, a leap of seconds over the time of an epoch that waits
 would stop all releases until that time comes, however soon the clock is right again. Minutes are measured by
-what does not leap, and every look within them must agree. Nothing is lost by it: for as long before that
-time, and unnoticed, whoever owns the database can already put back an older copy in which the epoch waits
-longer. What operators put in use at once is remembered at once.
+what does not leap, and every look within them must agree. An attacker gains little by the delay: until the
+time of an epoch comes, whoever owns the database can put back an older copy in which it waits longer, and
+that is not noticed either. What operators put in use now is remembered at once.
 """
 
 import asyncio

@@ -45,7 +45,7 @@ def add_key_routes(routes: OperatorRoutes, keys: KeyWork) -> None:
         "/v1/keys/epochs/{epoch}/retire",
         shapes.RetiredAnswer,
         summary="Give keys of an epoch to nobody any more",
-        description="Refused while a guest that was seen lately never took a newer one, unless forced.",
+        description="Refused while a guest that was seen lately is still of it or older, unless forced.",
         parameters=(EPOCH,),
         body=shapes.RetireBody,
         refusals=("keys-conflict", "epoch-in-use"),

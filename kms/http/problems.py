@@ -42,7 +42,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "policy-gated": Kind(409, "Guests that were seen lately would newly be refused"),
     "operator-exists": Kind(409, "There is such an operator already"),
     "keys-conflict": Kind(409, "The epochs are not as the operator thought"),
-    "epoch-in-use": Kind(409, "Guests that were seen lately never took a newer epoch"),
+    "epoch-in-use": Kind(409, "Guests that were seen lately did not move on to a newer epoch"),
     "challenge-expired": Kind(410, "The challenge has expired"),
     "too-large": Kind(413, "The body is too large"),
     "unsupported-media-type": Kind(415, "The body must be JSON without content encoding"),

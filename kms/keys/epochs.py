@@ -100,8 +100,8 @@ class KeyProgress:
     """How far epochs and generations of the identity had come at some moment. None of it ever goes back.
 
     `epochs` and `generations` are the newest numbers, `in_use` the newest epoch whose time had come (0: none
-    is known), `retired` all that were. Each by itself: in a mere sum, an attacker could hide an undone retirement behind
-    the next change that operators make.
+    is known), `retired` all that were. Each by itself: in a mere sum, an attacker could hide an undone
+    retirement behind the next change that operators make.
     """
 
     epochs: int = 0

@@ -459,7 +459,7 @@ async def test_the_only_epoch_is_never_retired(room: KeyRoom) -> None:
     assert (await refused(room.retire(1, force=True))).reason == "epoch-current"
 
 
-async def test_a_guest_that_never_took_a_newer_epoch_keeps_the_old_one(rotated: KeyRoom) -> None:
+async def test_a_guest_that_only_took_the_old_epoch_keeps_it(rotated: KeyRoom) -> None:
     await rotated.release(1, at=NOW - 2 * DAY, instance_id=INSTANCES[1])
     await rotated.release(1, at=NOW - 3 * DAY, instance_id=INSTANCES[1])
     await rotated.release(2, at=NOW - HOUR)
@@ -494,15 +494,41 @@ async def test_within_no_time_nobody_is_seen_so_that_is_refused(rotated: KeyRoom
     assert (await refused(rotated.retire(1, within=within))).reason == "keys-time-invalid"
 
 
-async def test_whoever_took_a_newer_one_long_before_still_has_it(rotated: KeyRoom) -> None:
-    """It was seen lately with the old one, perhaps to open a disk: the record is read from epoch 2 on."""
+@pytest.mark.parametrize("within", [DAY, MONTH], ids=["of which the newer is older", "of both"])
+async def test_whoever_took_a_newer_one_once_and_the_old_one_since_keeps_it(
+    rotated: KeyRoom, within: timedelta
+) -> None:
+    """It was started without naming an epoch, could not open its disk, and names epoch 1 every day since."""
     await rotated.release(2, at=NOW - 9 * DAY)
-    await rotated.release(1, at=NOW - HOUR)
-    await rotated.retire(1, within=DAY)
+    for days in range(3):
+        await rotated.release(1, at=NOW - days * DAY)
+    error = await refused(rotated.retire(1, within=within), EpochInUse)
+    assert [each["instance_id"] for each in error.details["guests"]] == [INSTANCES[0].hex()]
+    shown = await rotated.work.rotation(ADMIN, app=None, since=MONTH)
+    assert (shown["by_epoch"], shown["guests"][0]["epoch"]) == ({"1": 1}, 1)
+    await rotated.release(1, 2)
+    await rotated.retire(1, within=within)
 
 
-async def test_who_asks_for_both_has_both(rotated: KeyRoom) -> None:
-    await rotated.release(1, 2, at=NOW - HOUR)
+async def test_whoever_took_the_old_one_and_then_a_newer_has_moved(rotated: KeyRoom) -> None:
+    await rotated.release(1, at=NOW - 2 * HOUR)
+    await rotated.release(2, at=NOW - HOUR)
+    await rotated.retire(1)
+
+
+@pytest.mark.parametrize("epochs", [(1, 2), (2, 1)])
+async def test_whoever_takes_both_in_one_request_has_moved(rotated: KeyRoom, epochs: tuple[int, ...]) -> None:
+    await rotated.release(1, at=NOW - 2 * HOUR)
+    await rotated.release(*epochs, at=NOW - HOUR)
+    assert (await rotated.work.rotation(ADMIN, app=None, since=MONTH))["by_epoch"] == {"2": 1}
+    await rotated.retire(1)
+
+
+async def test_whoever_went_back_to_an_epoch_that_stays_has_moved_from_older_ones(rotated: KeyRoom) -> None:
+    await rotated.rotate()
+    for days, epoch in enumerate((2, 3, 1)):
+        await rotated.release(epoch, at=NOW - days * DAY)
+    await refused(rotated.retire(2), EpochInUse)
     await rotated.retire(1)
 
 
@@ -510,14 +536,13 @@ async def test_a_guest_has_moved_only_what_it_took_of_a_newer_epoch(rotated: Key
     """Its environment was sealed again, its disk is still under the key of epoch 1."""
     await rotated.release(1, at=NOW - 2 * DAY, keys=("disk@app", "env@app", "custom:db@chip"))
     await rotated.release(2, at=NOW - DAY, keys=("env@app", "disk@chip"))
-    await rotated.release(1, at=NOW - HOUR, keys=("env@app",))
     error = await refused(rotated.retire(1), EpochInUse)
     [left] = error.details["guests"]
     assert left["keys"] == [{"name": "custom:db", "scope": "chip"}, {"name": "disk", "scope": "app"}]
     assert (left["epochs"], left["last_seen"]) == ([1], timestamp(NOW - 2 * DAY))
     shown = await rotated.work.rotation(ADMIN, app=None, since=MONTH)
     assert shown["by_epoch"] == {"1": 1}
-    assert shown["guests"][0]["epochs"] == {"1": timestamp(NOW - HOUR), "2": timestamp(NOW - DAY)}
+    assert shown["guests"][0]["epochs"] == {"1": timestamp(NOW - 2 * DAY), "2": timestamp(NOW - DAY)}
 
     await rotated.release(2, keys=("disk@app",))
     error = await refused(rotated.retire(1), EpochInUse)
@@ -611,7 +636,7 @@ async def test_of_very_many_guests_the_last_fifty_are_named(rotated: KeyRoom) ->
 
 
 async def test_an_older_epoch_goes_first(rotated: KeyRoom) -> None:
-    """Whoever only took epoch 1 never took a newer one than 2 either, as far as the record is looked at."""
+    """Whoever is still of epoch 1 did not move on from epoch 2 either."""
     await rotated.rotate()
     await rotated.release(1)
     error = await refused(rotated.retire(2), EpochInUse)
@@ -797,10 +822,10 @@ async def test_rotation_says_who_took_which_epoch_when(rotated: KeyRoom) -> None
         "instance_id": INSTANCES[1].hex(),
         "chip_id": CHIP.hex(),
         "epochs": {"1": timestamp(NOW - 2 * DAY)},
-        "newest": 1,
+        "epoch": 1,
         "last_seen": timestamp(NOW - 2 * DAY),
     }
-    assert (second["app_id"], second["chip_id"], second["newest"]) == (OTHER_APP.hex(), None, 2)
+    assert (second["app_id"], second["chip_id"], second["epoch"]) == (OTHER_APP.hex(), None, 2)
     assert third["epochs"] == {"1": timestamp(NOW - 3 * DAY), "2": timestamp(NOW - 3 * DAY)}
     assert shown == {
         "since": timestamp(NOW - MONTH),
@@ -880,6 +905,20 @@ async def test_of_two_new_identities_at_once_one_stays(room: KeyRoom) -> None:
     [lost] = [each for each in outcomes if isinstance(each, KeysConflict)]
     assert "made generation 2" in lost.detail
     assert (await room.work.keys(ADMIN))["identity"]["generation"] == 2
+
+
+async def test_after_a_rotation_by_a_clock_that_ran_ahead_the_way_out_is_to_rotate(room: KeyRoom) -> None:
+    """The epoch was in use at once, and waits again."""
+    room.now = NOW + 400 * DAY
+    await room.rotate()
+    room.now = NOW
+    for attempt in (room.work.keys(ADMIN), room.rotate(NOW + DAY)):
+        with pytest.raises(LedgerUnavailable, match="kms keys rotate") as found:
+            await attempt
+        assert found.value.reason == "epochs-untrusted"
+    assert (await room.rotate())["epoch"] == 2
+    assert await room.states() == ["available", "current"]
+    assert room.versions.made == [2]
 
 
 async def test_epochs_that_must_not_be_used_are_not_worked_on(rotated: KeyRoom) -> None:

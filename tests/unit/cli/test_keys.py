@@ -58,25 +58,25 @@ def left_behind(number: int) -> dict[str, Any]:
     }
 
 
-def guest(app: str, newest: int, instance: str | None = None) -> dict[str, Any]:
+def guest(app: str, epoch: int, instance: str | None = None) -> dict[str, Any]:
     return {
         "app_id": app,
         "instance_id": instance,
         "chip_id": None,
-        "epochs": {str(newest): AT},
-        "newest": newest,
+        "epochs": {str(epoch): AT},
+        "epoch": epoch,
         "last_seen": AT,
     }
 
 
 def rotation(*guests: dict[str, Any], unlisted: int = 0, **changes: Any) -> dict[str, Any]:
-    """Give an answer that lists `guests`, and counts so many more that took epoch 1."""
-    newest = Counter([*(guest["newest"] for guest in guests), *[1] * unlisted])
+    """Give an answer that lists `guests`, and counts so many more that are of epoch 1."""
+    by_epoch = Counter([*(guest["epoch"] for guest in guests), *[1] * unlisted])
     return {
         "since": AT,
         "guests": [*guests],
-        "count": newest.total(),
-        "by_epoch": {str(number): count for number, count in sorted(newest.items())},
+        "count": by_epoch.total(),
+        "by_epoch": {str(number): count for number, count in sorted(by_epoch.items())},
         "records": 7,
         "damaged": 0,
         "complete": True,
@@ -302,8 +302,8 @@ def test_a_rotation_is_a_table_by_app_and_then_the_stragglers(office: FakeOffice
         f"{'all':<64}       4        1        3",
         "4 guest(s) in 7 record(s) since 2026-11-22 12:00:00",
         "1 record(s) cannot be read any more: guests may be missing here",
-        "1 guest(s) did not take all their keys of epoch 2, the current one:",
-        f"  app {APP}, instance {'1f' * 16}: epoch 1, last seen 2026-11-22 12:00:00",
+        "1 guest(s) are still of an older epoch than 2, the current one:",
+        f"  app {APP}, instance {'1f' * 16}: still of epoch 1, last seen 2026-11-22 12:00:00",
     ]
     assert office.asked("rotation") == [{"app": None, "since": timedelta(days=7)}]
 
@@ -313,14 +313,14 @@ def test_right_after_a_rotation_everybody_is_a_straggler(office: FakeOffice, cap
     office.answers["keys"] = KEYS
     office.answers["rotation"] = rotation(guest(APP, 1), guest(APP, 1))
     assert kms("rotation", "--app", APP) == 0
-    assert "2 guest(s) did not take all their keys of epoch 2" in capsys.readouterr().out
+    assert "2 guest(s) are still of an older epoch than 2" in capsys.readouterr().out
     assert office.asked("rotation") == [{"app": APP, "since": MONTH}]
 
 
 @pytest.mark.parametrize(
     ("guests", "current", "last"),
     [
-        ([guest(APP, 2), guest(APP, 3)], 2, "every guest took all its keys of epoch 2, the current one"),
+        ([guest(APP, 2), guest(APP, 3)], 2, "every guest is of epoch 2, the current one"),
         ([], 2, "0 guest(s) in 7 record(s) since 2026-11-22 12:00:00"),
         ([guest(APP, 2)], None, "NO epoch is current: no guest gets a key"),
     ],
@@ -344,7 +344,7 @@ def test_of_very_many_guests_all_are_counted_and_what_is_left_out_is_said(
     assert f"{'all':<40}       6        6" in said
     assert "by app only the 1 that are furthest behind: see --app" in said
     assert "NOT ALL: there are more records than are read at once; only the latest were" in said
-    assert said[-3].startswith("6 guest(s) did not take all their keys of epoch 2")
+    assert said[-3].startswith("6 guest(s) are still of an older epoch than 2")
     assert said[-1] == "  and 5 more"
 
 

@@ -33,6 +33,7 @@ SEAL = RowSeal(bytes(range(64)))
 ROOT = Actor(name="root", role=Role.ADMIN, proof=Proof.COMMAND_LINE)
 DAY = timedelta(days=1)
 VALUE = b"\x0c" * 32
+LONG = 600.0  # seconds after which what the clock alone says is remembered
 
 
 @dataclass
@@ -643,10 +644,92 @@ async def test_a_clock_that_is_set_back_before_an_epoch_that_was_in_use_is_notic
     await server.adopt(2, NOW + DAY)
     server.now += DAY
     assert await server.states() == ["available", "current"]
+    server.elapsed += LONG
+    assert await server.states() == ["available", "current"]
     server.now -= timedelta(seconds=1)
     assert "clock that was set back" in await untrusted(server)
     server.now += timedelta(seconds=1)
     assert await server.states() == ["available", "current"]
+
+
+async def test_an_epoch_whose_time_came_is_not_made_to_wait_again(server: Server) -> None:
+    """By the clock alone; with the row from before it got an earlier time."""
+    made = await server.adopt(2, NOW + 30 * DAY)
+    waiting = await copy(server.engine, key_epochs)
+    await server.store.move_epoch(made, replace(made, active_from=NOW + DAY), action("sooner"))
+    server.now += DAY
+    for server.elapsed in (0.0, LONG):
+        assert await server.states() == ["available", "current"]
+    await put_back(server.engine, key_epochs, waiting)
+    assert "older copy" in await untrusted(server)
+    server.restart()
+    assert "older copy" in await untrusted(server)
+
+
+@pytest.mark.parametrize("lasts", [0.0, LONG - 1])
+async def test_a_clock_that_leaps_over_the_time_of_an_epoch_and_back_stops_nothing(
+    server: Server, lasts: float
+) -> None:
+    made = await server.adopt(2, NOW + 300 * DAY)
+    for _ in range(3):
+        server.now = NOW + 400 * DAY
+        assert await server.states() == ["available", "current"]
+        server.elapsed += lasts
+        assert await server.states() == ["available", "current"]
+        server.now = NOW
+        assert await server.states() == ["current", "scheduled"]
+        server.elapsed += 1
+    assert (await server.anchor.read_keys()).in_use <= 1
+    await server.store.move_epoch(made, replace(made, active_from=NOW + DAY), action("sooner"))
+    assert await server.states() == ["current", "scheduled"]
+
+
+async def test_what_is_adopted_or_retired_while_the_clock_is_wrong_says_nothing_of_other_epochs(
+    server: Server,
+) -> None:
+    """Only of the epoch that operators put in use, or had in use before."""
+    await server.adopt(2, NOW + 300 * DAY)
+    server.now = NOW + 400 * DAY
+    await server.adopt(3, NOW + 500 * DAY)
+    await server.retire(1)
+    server.now = NOW
+    assert await server.states() == ["retired", "scheduled", "scheduled"]
+
+
+async def test_after_a_clock_that_was_wrong_for_long_an_epoch_is_put_in_use_and_not_made_to_wait(
+    server: Server,
+) -> None:
+    made = await server.adopt(2, NOW + 300 * DAY)
+    server.now = NOW + 400 * DAY
+    for server.elapsed in (0.0, LONG):
+        await server.store.epochs()
+    server.now = NOW
+    assert "If it is the clock: `kms keys rotate`" in await untrusted(server)
+    assert (await server.store.epochs_to_rotate()).newest == made
+    before = await copy(server.engine, key_epochs)
+    with pytest.raises(EpochsUntrusted):
+        await server.store.move_epoch(made, replace(made, active_from=NOW + DAY), action("later"))
+    assert await copy(server.engine, key_epochs) == before
+    await server.store.move_epoch(made, replace(made, active_from=NOW), action("now"))
+    assert await server.states() == ["available", "current"]
+    server.restart()
+    assert await server.states() == ["available", "current"]
+
+
+@pytest.mark.parametrize("what", ["adopted", "retired"])
+async def test_an_older_copy_in_which_more_is_missing_is_not_rotated(server: Server, what: str) -> None:
+    """Nor does the remedy of it say that it might be the clock."""
+    made = await server.adopt(2, NOW + DAY)
+    before = await copy(server.engine, key_epochs)
+    await server.store.move_epoch(made, replace(made, active_from=NOW), action("now"))
+    await change_something(server, what)
+    await put_back(server.engine, key_epochs, before)
+    assert "If it is the clock" not in await untrusted(server)
+    with pytest.raises(EpochsUntrusted):
+        await server.store.epochs_to_rotate()
+    with pytest.raises(EpochsUntrusted):
+        await server.store.move_epoch(made, replace(made, active_from=NOW), action("again"))
+    assert await copy(server.engine, key_epochs) == before
 
 
 @pytest.mark.parametrize("command", [False, True], ids=["this process", "another process"])
@@ -699,9 +782,13 @@ async def test_many_readers_and_one_that_changes_never_see_an_older_copy(server:
 async def test_the_anchor_is_written_before_an_epoch_is_used(server: Server) -> None:
     await server.adopt(2, NOW + DAY)
     await server.store.epochs()
+    assert await server.anchor.read_keys() == KeyProgress(epochs=2)
+    server.elapsed += LONG
+    await server.store.epochs()
     assert await server.anchor.read_keys() == KeyProgress(epochs=2, in_use=1)
     server.now += DAY
-    await server.store.epochs()
+    for server.elapsed in (LONG, 2 * LONG):
+        await server.store.epochs()
     await server.retire(1)
     await server.store.add_generation(generation(2), action("two"))
     assert await server.anchor.read_keys() == KeyProgress(
