@@ -15,16 +15,18 @@ from kms.errors import KmsError, LedgerUnavailable, RootKeyUnavailable
 from kms.keys.backup import Backup
 from kms.keys.check_value import agrees
 from kms.keys.dstack import DstackRoots
+from kms.keys.key_history import KeyHistory
 from kms.keys.recovery_key import RecoveryRecipient
 from kms.keys.root_copy import Description, DstackMarks, RootCopy
 from kms.keys.root_messages import Mode, check_message
 from kms.ledger.actions import OperatorAction
+from kms.operator_ports import KeyRegister
 from kms.operators import Actor
 from kms.ports import Clock, ForeignRoots, Randomness
 from kms.strict_json import JsonValue
 
 _EXPORT: Final = "keys-export"
-_RESTORE: Final = "keys-restore"
+RESTORE: Final = "keys-restore"
 _PASSPHRASE: Final = "keys-passphrase"  # noqa: S105 -- a word, not a secret
 _ROOT: Final = "root"
 
@@ -63,6 +65,7 @@ class RootCustody:
 
     root: WholeRoot
     mode: Mode
+    register: KeyRegister
     foreign: ImportedRoots
     journal: Journal
     clock: Clock
@@ -76,11 +79,15 @@ class RootCustody:
         Raises:
             ConfigurationError: the root cannot be had.
             RootKeyUnavailable: now, or (``root-key-changed``) it is not the one that answers guests.
-            LedgerUnavailable: it could not be recorded, and nothing was written. Other errors are `write`'s.
+            LedgerUnavailable: it could not be recorded, or the database says what this KMS did not write;
+                nothing was written. Other errors are `write`'s.
 
         """
-        root = await self._copy()
-        backup = Backup.seal(root, recipients, now=self.clock(), random=self.randomness)
+        # Before the secrets: an epoch that is made meanwhile is in the backup without being adopted.
+        table, later = await self.register.epochs(), await self.register.generations()
+        root = await self._copy(at_least=table.newest.number)
+        history = KeyHistory.of(table, [each.made_at for each in later])
+        backup = Backup.seal(root, recipients, history=history, now=self.clock(), random=self.randomness)
         content = backup.to_json()
         details: dict[str, JsonValue] = {
             "recipients": [each.header() for each in backup.recipients],
@@ -96,7 +103,7 @@ class RootCustody:
     ) -> str | None:
         """Bring imported roots back where the database has none that can be used, and record the restore.
 
-        `digest` is the SHA-256 (hex) of the backup's file, and `made` what `put_root` said. Say what became
+        `digest` is the SHA-256 (hex) of the backup's file, and `made` what `PutBack` says. Say what became
         of imported roots, None where the backup has none.
 
         Raises:
@@ -106,7 +113,7 @@ class RootCustody:
         dstack = await self._put_back_dstack(actor, root, description)
         await self.journal.record(
             actor,
-            _RESTORE,
+            RESTORE,
             _ROOT,
             details={
                 "backup_sha256": digest,
@@ -139,8 +146,13 @@ class RootCustody:
                 await self.journal.record(actor, action, _ROOT, outcome=error.code, details=details)
             raise
 
-    async def _copy(self) -> RootCopy:
+    async def _copy(self, *, at_least: int) -> RootCopy:
+        """Read the root, which has the epochs up to this one, and perhaps more."""
         root = RootCopy(mode=self.mode, secrets=await self.root.secrets(), dstack=await self.foreign.dstack())
+        if at_least not in root.secrets:
+            raise RootKeyUnavailable(
+                f"the root that was read has no epoch {at_least}", reason="root-epoch-missing"
+            )
         for epoch, value in root.check_values().items():
             if not await answers(self.root, self.mode, epoch, value):
                 raise RootKeyUnavailable(
@@ -161,7 +173,7 @@ class RootCustody:
         if kept is not None:
             same = DstackMarks.of(kept) == description.dstack
             return "here already" if same else "others are here, and stay"
-        action = self.journal.entry(actor, _RESTORE, "dstack")
+        action = self.journal.entry(actor, RESTORE, "dstack")
         await self.foreign.import_dstack(root.dstack, action=action, replace=untrusted)
         return "restored"
 

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 class Restored(NamedTuple):
     """What was done: `made` is false where the same root was there already.
 
-    `dstack` says what became of imported roots, None where the backup has none. `waiting` are epochs that the
-    database does not know.
+    `adopted` says whether a database without epochs got those of the backup, and `waiting` are epochs that it
+    does not know. `dstack` says what became of imported roots, None where the backup has none.
     """
 
     root_key: str
     made: bool
+    adopted: bool
     dstack: str | None
     waiting: list[int]
 
@@ -38,10 +39,11 @@ def add_restore(group: Group) -> None:
         "restore",
         summary="restore the root from a backup, or check a backup",
         description="Open a backup with a recovery key, verify that it is what it says, and make the root"
-        " where KMS_ROOT_KEY says; imported roots too, where the database has none. Nothing is ever"
-        " overwritten: where the same root is already, it stays. A backup of another KMS than the database's,"
-        " of the other mode, or from before the last epoch is refused. --check opens and verifies the backup,"
-        " and writes nothing.",
+        " where KMS_ROOT_KEY says; epochs, generations of the identity and imported roots too, where the"
+        " database has none. Nothing is ever overwritten: where the same root is already, it stays. A backup"
+        " of another KMS than the database's, of the other mode, from before the last epoch, or from before"
+        " what the anchor (KMS_LEDGER_ANCHOR) has seen is refused. --check opens and verifies the backup, and"
+        " writes nothing.",
         example="kms keys restore root.backup --key alice.key --passphrase-file alice.passphrase",
     )
     add = command.add_argument
@@ -103,29 +105,24 @@ async def _put_back(
     settings: "Settings", root: "RootCopy", description: "Description", digest: str
 ) -> Restored:
     """Make the root that the settings name, and bring the rest back: again, if it was interrupted."""
-    from kms.administration.restoring import put_root, require_mode, waiting_epochs
-    from kms.preflight import check_settings
-    from kms.root_place import ConfiguredRoot
-    from kms.wiring import open_key_stores, open_stores, utc_now
+    from kms.wiring import open_key_stores, open_restoring
 
-    checked = check_settings(settings, serving=False)
-    require_mode(description, checked.root_access.mode)
-    place = ConfiguredRoot(checked.root_key_uri, checked.root_access, utc_now)
-    async with open_stores(settings) as stores:
-        known = await stores.installation.check_values()
-    made = await put_root(place, root, description, known)
+    actor = command_line_actor()
+    async with open_restoring(settings, root) as restoring:
+        root_key = restoring.place.uri
+        done = await restoring.put_back(actor, root, description)
     try:
         async with open_key_stores(settings) as keys:
             dstack = await keys.custody.finish_restore(
-                command_line_actor(), root, description, digest=digest, made=made
+                actor, root, description, digest=digest, made=done.made
             )
     except KmsError as error:
         remedy = error.remedy if isinstance(error, ConfigurationError) else ""
         raise ConfigurationError(
-            f"the root is there ({place.uri}), but cannot be used yet: {error.detail}",
+            f"the root is there ({root_key}), but cannot be used yet: {error.detail}",
             remedy=f"{remedy.rstrip('.') or 'Mend that'}. Then the same command finishes the work.",
         ) from error
-    return Restored(place.uri, made, dstack, waiting_epochs(root, known))
+    return Restored(root_key, done.made, done.adopted, dstack, done.waiting)
 
 
 def _lines(backup: "Backup", done: Restored | None) -> Iterator[Line]:
@@ -143,6 +140,8 @@ def _lines(backup: "Backup", done: Restored | None) -> Iterator[Line]:
         yield Line("it opens, and is what it says; nothing was written", "green")
         return
     yield Line(f"{'restored' if done.made else 'here already'}: {done.root_key}", "green")
+    if done.adopted:
+        yield from _adopted(description)
     if done.dstack is not None:
         yield Line(f"roots of a dstack KMS: {done.dstack}")
     if done.waiting:
@@ -151,3 +150,18 @@ def _lines(backup: "Backup", done: Restored | None) -> Iterator[Line]:
             " their keys until `kms keys rotate` brings them back, one at a time",
             "yellow",
         )
+
+
+def _adopted(description: "Description") -> Iterator[Line]:
+    history = description.history
+    retired = [str(each.number) for each in history.epochs.epochs if each.retired_at is not None]
+    yield Line(
+        f"the database had no epochs, and has those of the backup: 1 to {history.epochs.newest.number},"
+        f" {'retired ' + ', '.join(retired) if retired else 'none retired'};"
+        f" {1 + len(history.later_generations)} generation(s) of the identity"
+    )
+    yield Line(
+        "the backup knows nothing of what was retired or made since: see to that before the server starts"
+        " (`kms keys list`)",
+        "yellow",
+    )

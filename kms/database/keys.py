@@ -10,13 +10,11 @@ anchor of another.
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-import structlog
 from sqlalchemy import Table, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -24,14 +22,16 @@ from kms.database.actions import insert_action
 from kms.database.engine import reading, triggers_and_views, writing
 from kms.database.installation import adopt_check_values, stored_check_values
 from kms.database.key_changes import (
+    Alarm,
     require_move,
+    require_newest,
     require_progress,
     require_retirement,
     require_unchanged,
     taken,
 )
 from kms.database.key_memory import KeyMemory
-from kms.database.key_rows import EpochsUntrusted, KeyRows, Values
+from kms.database.key_rows import KeyRows, Values
 from kms.database.records import entries_after
 from kms.database.schema import key_epochs, key_identities
 from kms.errors import ConfigurationError, KeysConflict, LedgerUnavailable
@@ -44,12 +44,9 @@ from kms.operator_ports import Generation, LastLook, SeenKeys
 from kms.ports import Clock, Randomness
 from kms.strict_json import JsonValue
 
-_log = structlog.get_logger("kms.keys")
-
 # The first epoch was always in use. With the time of the first start, a server whose clock is behind that of
 # the one that founded would refuse every guest meanwhile.
 _ALWAYS: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_SAY_EVERY: Final = 600.0  # seconds
 
 
 class KeyStore:
@@ -70,9 +67,8 @@ class KeyStore:
         self._rows = KeyRows(seal)
         self._memory = KeyMemory(anchor, monotonic=monotonic)
         self._randomness = randomness
-        self._monotonic = monotonic
         self._verified: tuple[tuple[Values, ...], EpochTable] | None = None
-        self._said_at = float("-inf")
+        self._alarm = Alarm(monotonic)
 
     async def found(self, made_by: str) -> None:
         """Make the row of the first epoch, in a database without rows of epochs; `epochs` judges those.
@@ -99,10 +95,39 @@ class KeyStore:
             if max({seen.epochs, *await stored_check_values(connection)}) > FOUNDING_EPOCH:
                 raise ConfigurationError(
                     "the database has no epochs, and it had several",
-                    remedy="somebody removed its rows: restore the database from its newest copy",
+                    remedy="restore the database from its newest copy; if there is none, `kms keys restore`"
+                    " writes what the newest backup of the root knows of them",
                 )
             await connection.execute(insert(key_epochs).values(self._rows.of_epoch(first)))
             await self._require_epochs(connection, EpochTable((first,)))
+
+    async def restore(
+        self,
+        table: EpochTable,
+        check_values: Mapping[int, bytes],
+        generations: Sequence[Generation],
+        action: OperatorAction,
+    ) -> bool:
+        """Write what a backup knows; see `kms.administration.restoring.LostRegister.restore`."""
+        seen = await self._memory.seen()
+        async with writing(self._engine) as connection:
+            if await _all(connection, key_epochs):
+                return False
+            there = self._rows.generations(await _all(connection, key_identities))
+            missing = generations[len(there) :]
+            progress = KeyProgress(generations=1 + len(there) + len(missing))
+            progress = progress.with_epochs(table, self._clock())
+            adopted = KeyProgress(epochs=max(await stored_check_values(connection), default=0))
+            require_newest(progress, seen.united(adopted))
+            await connection.execute(insert(key_epochs), [self._rows.of_epoch(each) for each in table.epochs])
+            if missing:
+                rows = [self._rows.of_generation(each) for each in missing]
+                await connection.execute(insert(key_identities), rows)
+            await adopt_check_values(connection, check_values, self._clock())
+            await insert_action(connection, action, self._randomness(SALT_LENGTH))
+            await self._require_epochs(connection, table)
+        await self._memory.keep_committed(self._memory.believed(progress))
+        return True
 
     async def epochs(self) -> EpochTable:
         """Give the epochs; see `kms.ports.Epochs.epochs`. One small query, unless something changed."""
@@ -113,10 +138,12 @@ class KeyStore:
         await self._memory.keep(self._memory.believed(progress))
         return table
 
-    async def written_epochs(self) -> EpochTable:
-        """Give what to rotate; see `KeyRegister.written_epochs`."""
+    async def epochs_to_rotate(self) -> EpochTable:
+        """Give the epochs to operators; see `KeyRegister.epochs_to_rotate`."""
+        seen = await self._memory.seen()
         async with reading(self._engine) as connection:
-            return self._read_epochs(await _all(connection, key_epochs))
+            rows = await _all(connection, key_epochs)
+        return self._verify_epochs(rows, replace(seen, in_use=0))[0]
 
     async def add_epoch(self, epoch: Epoch, check_value: bytes, action: OperatorAction) -> None:
         """Adopt an epoch; see `KeyRegister.add_epoch`.
@@ -174,12 +201,12 @@ class KeyStore:
         async with writing(self._engine) as connection:
             table = self._read_epochs(await _all(connection, key_epochs))
             require_unchanged(old, table.epoch(old.number))
-            changed = table.with_epoch(new)
-            # Not what was there: to put an epoch in use is how operators mend one that was, and waits again.
-            self._require_progress(changed, seen)
             # The write lock is held: whoever took a key of this epoch is recorded, or will not get it.
             late = () if after is None else await entries_after(connection, after)
             action = decide([entry for _, entry in late])
+            changed = table.with_epoch(new)
+            # What was there may lack something: by a move, operators mend that what was in use waits again.
+            self._require_progress(changed, seen)
             this = key_epochs.c.epoch == old.number
             await connection.execute(update(key_epochs).where(this).values(self._rows.of_epoch(new)))
             await insert_action(connection, action, self._randomness(SALT_LENGTH))
@@ -224,13 +251,13 @@ class KeyStore:
         return table, self._require_progress(table, seen)
 
     def _read_epochs(self, rows: tuple[Values, ...]) -> EpochTable:
-        with self._saying():
+        with self._alarm.watching():
             if self._verified is None or self._verified[0] != rows:
                 self._verified = rows, self._rows.epochs(rows)
             return self._verified[1]
 
     def _require_progress(self, table: EpochTable, seen: KeyProgress) -> KeyProgress:
-        with self._saying():
+        with self._alarm.watching():
             progress = seen.with_epochs(table, self._clock())
             require_progress(progress, seen)
             return progress
@@ -238,7 +265,7 @@ class KeyStore:
     def _verify_generations(
         self, rows: tuple[Values, ...], seen: KeyProgress
     ) -> tuple[tuple[Generation, ...], KeyProgress]:
-        with self._saying():
+        with self._alarm.watching():
             generations = self._rows.generations(rows)
             progress = replace(seen, generations=1 + len(generations))
             require_progress(progress, seen)
@@ -253,18 +280,6 @@ class KeyStore:
     async def _require_no_triggers(self, connection: AsyncConnection) -> None:
         if triggers := await connection.run_sync(triggers_and_views):
             raise LedgerUnavailable(f"the database may not keep what it is given: {', '.join(triggers)}")
-
-    @contextmanager
-    def _saying(self) -> Iterator[None]:
-        """Report what must not be used, once in a while."""
-        try:
-            yield
-        except EpochsUntrusted as error:
-            now = self._monotonic()
-            if now - self._said_at >= _SAY_EVERY:
-                self._said_at = now
-                _log.error("epochs-untrusted", cause=error.detail)
-            raise
 
 
 async def _all(connection: AsyncConnection, table: Table) -> tuple[Values, ...]:

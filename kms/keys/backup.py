@@ -4,7 +4,9 @@
 
     {"format": "attested-kms/root-backup", "version": 1, "mode": "production",
      "created_at": "2026-01-02T03:04:05Z", "identity": "<public key of generation 1, 32 bytes>",
-     "epochs": [{"epoch": 1, "check_value": "<32 bytes>"}],
+     "later_generations": ["2026-01-02T03:04:05Z"],
+     "epochs": [{"epoch": 1, "check_value": "<32 bytes>",
+                 "adopted": {"made_at": "…", "active_from": "…", "retired_at": null}}],
      "dstack": {"ca_spki_sha256": "<hex>", "k256_public_key": "<hex>"},    (null where none were imported)
      "recipients": [{"name": "alice", "public_key_sha256": "<hex>", "sealed": "<1168 bytes>"}],
      "nonce": "<12 bytes>", "ciphertext": "<base64url>"}
@@ -14,6 +16,9 @@ encrypts the secrets of the epochs, 32 bytes each and oldest first, then dstack'
 associated data are the same: ``label(BACKUP, SHA-256(header))``, where the header is the RFC 8785 form of the
 document without `ciphertext` and without each `sealed`. So nothing that can be read in a backup can be
 changed, and damage to what is sealed to one recipient does not keep out the others.
+
+`later_generations` (when each after the first was made) and `adopted` (null for an epoch that waits to be)
+are what the database said (`kms.keys.key_history`).
 
 Whoever has a recipient's public key can make a backup, of a root of their own: the identity says whose it is.
 """
@@ -31,12 +36,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kms.encoding import b64url
 from kms.errors import KmsError
+from kms.keys.key_history import KeyHistory
 from kms.keys.opening import CannotOpen
 from kms.keys.recovery_key import OVERHEAD, RecoveryKey, RecoveryRecipient, fingerprint
 from kms.keys.root_copy import Description, RootCopy
+from kms.keys.root_messages import MAX_EPOCHS
 from kms.keys.wiping import wipe
 from kms.labels import BACKUP, labelled
-from kms.strict_json import Fields, JsonError, JsonValue, parse_object
+from kms.strict_json import Fields, JsonError, JsonValue, parse
 
 MAX_FILE: Final = 4 << 20  # bytes; more than the most epochs and recipients need
 MAX_RECIPIENTS: Final = 64
@@ -49,6 +56,7 @@ _NONCE_LENGTH: Final = 12  # NIST SP 800-38D section 5.2.1.1
 _TAG_LENGTH: Final = 16
 _DIGEST_LENGTH: Final = 32
 _MOST_PLAINTEXT: Final = 1 << 18
+_MOST_VALUES: Final = 8 * MAX_EPOCHS
 
 
 class BackupRejected(KmsError):
@@ -106,10 +114,13 @@ class Backup:
         root: RootCopy,
         recipients: Sequence[RecoveryRecipient],
         *,
+        history: KeyHistory,
         now: datetime,
         random: Callable[[int], bytes],
     ) -> Self:
-        """Seal a root to recipients. `random` gives that many bytes of the system's randomness.
+        """Seal a root to recipients; `history` is what the database says of its epochs and generations.
+
+        `random` gives that many bytes of the system's randomness.
 
         Raises:
             ValueError: nobody to seal to, more than `MAX_RECIPIENTS`, or the same one twice.
@@ -119,7 +130,7 @@ class Backup:
         if not 1 <= len(recipients) <= MAX_RECIPIENTS or len(keys) != len(recipients):
             raise ValueError(f"a backup is for 1 to {MAX_RECIPIENTS} different recipients")
         header = cls(
-            description=root.described(now.replace(microsecond=0)),
+            description=root.described(now.replace(microsecond=0), history),
             recipients=tuple(
                 SealedContentKey(name=each.name, fingerprint=each.fingerprint, sealed=b"")
                 for each in recipients
@@ -183,7 +194,7 @@ class Backup:
     def parse(cls, file: bytes) -> Self:
         """Read a file of at most `MAX_FILE` bytes. Raises `BackupRejected` (``backup-malformed``)."""
         try:
-            return cls._read(Fields(parse_object(file), "backup"))
+            return cls._read(Fields(parse(file, most_values=_MOST_VALUES), "backup"))
         except JsonError as error:
             raise BackupRejected(str(error), reason="backup-malformed") from None
 

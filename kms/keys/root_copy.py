@@ -8,7 +8,9 @@ from typing import Final, Self
 from kms.encoding import b64url, from_whole_seconds, whole_seconds
 from kms.keys.check_value import CHECK_VALUE_LENGTH, check_value
 from kms.keys.dstack import ROOT_LENGTH, DstackRoots
+from kms.keys.epochs import Epoch, EpochTable
 from kms.keys.identity import Identity
+from kms.keys.key_history import KeyHistory, read_adopted, read_generations
 from kms.keys.root_messages import (
     FOUNDING_EPOCH,
     MAX_EPOCHS,
@@ -17,6 +19,7 @@ from kms.keys.root_messages import (
     check_message,
     identity_message,
     root_prf,
+    rows_message,
 )
 from kms.keys.signed import read_public_key
 from kms.strict_json import Fields, JsonValue
@@ -48,13 +51,15 @@ class Description:
     """What can be said of a root without a secret.
 
     `created_at` is when the copy was made, in whole seconds; `identity` is the public key (32 bytes) of
-    generation 1; `check_values` (32 bytes each) are those of the epochs 1, 2, … without a gap.
+    generation 1; `check_values` (32 bytes each) are those of the epochs 1, 2, … without a gap. `history` says
+    more of those that were adopted: of all of them, or of all but the last ones.
     """
 
     mode: Mode
     created_at: datetime
     identity: bytes
     check_values: Mapping[int, bytes]
+    history: KeyHistory
     dstack: DstackMarks | None
 
     @property
@@ -68,8 +73,14 @@ class Description:
             "mode": self.mode.value,
             "created_at": whole_seconds(self.created_at),
             "identity": b64url(self.identity),
+            "later_generations": self.history.generations_json(),
             "epochs": [
-                {"epoch": epoch, "check_value": b64url(value)} for epoch, value in self.check_values.items()
+                {
+                    "epoch": epoch,
+                    "check_value": b64url(value),
+                    "adopted": self.history.adopted_json(epoch),
+                }
+                for epoch, value in self.check_values.items()
             ],
             "dstack": None if self.dstack is None else self.dstack.to_json(),
         }
@@ -77,13 +88,15 @@ class Description:
     @classmethod
     def read(cls, fields: Fields) -> Self:
         """Read these members, none of it proven. Errors are those of `fields`."""
+        check_values, adopted = _read_epochs(fields)
         return cls(
             mode=fields.convert("mode", fields.text("mode", at_most=32), Mode.parse),
             created_at=fields.convert(
                 "created_at", fields.text("created_at", at_most=32), from_whole_seconds
             ),
             identity=read_public_key(fields, "identity"),
-            check_values=_read_check_values(fields),
+            check_values=check_values,
+            history=KeyHistory(adopted, read_generations(fields, "later_generations")),
             dstack=fields.nullable("dstack", lambda name: _read_dstack(fields.object(name))),
         )
 
@@ -106,14 +119,15 @@ class RootCopy:
         if any(len(secret) != SECRET_LENGTH or not any(secret) for secret in self.secrets.values()):
             raise ValueError(f"an epoch's secret has {SECRET_LENGTH} bytes, not all zero")
 
-    def described(self, created_at: datetime) -> Description:
-        """Say what it is."""
+    def described(self, created_at: datetime, history: KeyHistory) -> Description:
+        """Say what it is; the secrets say nothing of its `history`."""
         founding = self.secrets[FOUNDING_EPOCH]
         return Description(
             mode=self.mode,
             created_at=created_at,
             identity=Identity.from_prf(root_prf(founding, identity_message(_FOUNDING_GENERATION))).public_key,
             check_values=self.check_values(),
+            history=history,
             dstack=None if self.dstack is None else DstackMarks.of(self.dstack),
         )
 
@@ -123,6 +137,10 @@ class RootCopy:
             epoch: check_value(root_prf(secret, check_message(self.mode, epoch)))
             for epoch, secret in self.secrets.items()
         }
+
+    def rows_prf(self) -> bytes:
+        """Give what the MACs of database rows are made with (`kms.keys.row_seal.RowSeal`), 64 bytes."""
+        return root_prf(self.secrets[FOUNDING_EPOCH], rows_message())
 
     def plaintext(self) -> bytearray:
         """Join the secrets, oldest first, and the imported roots, for a caller that overwrites them."""
@@ -150,25 +168,30 @@ class RootCopy:
             secrets=dict(zip(description.check_values, pieces[:count], strict=True)),
             dstack=None if description.dstack is None else DstackRoots(*pieces[count:]),
         )
-        if copy.described(description.created_at) != description:
+        if copy.described(description.created_at, description.history) != description:
             raise ValueError("the secrets are not those of the root that is described")
         return copy
 
 
-def _read_check_values(fields: Fields) -> dict[int, bytes]:
-    values = []
+def _read_epochs(fields: Fields) -> tuple[dict[int, bytes], EpochTable]:
+    """Read the check value of each epoch, and what is said of those that were adopted."""
+    values: list[tuple[int, bytes]] = []
+    adopted: list[Epoch] = []
     for item in fields.array("epochs", at_least=1, at_most=MAX_EPOCHS):
         epoch = Fields(item, "epoch")
-        value = epoch.integer("epoch"), epoch.base64("check_value", at_most=CHECK_VALUE_LENGTH)
+        number, value = epoch.integer("epoch"), epoch.base64("check_value", at_most=CHECK_VALUE_LENGTH)
+        said = epoch.nullable("adopted", epoch.object)
         epoch.end()
-        if len(value[1]) != CHECK_VALUE_LENGTH:
+        if len(value) != CHECK_VALUE_LENGTH:
             fields.fail(f"a check value has {CHECK_VALUE_LENGTH} bytes")
-        values.append(value)
+        values.append((number, value))
+        if said is not None:
+            adopted.append(read_adopted(number, said))
     try:
-        _require_epochs([epoch for epoch, _ in values])
+        _require_epochs([number for number, _ in values])
+        return dict(values), EpochTable(tuple(adopted))
     except ValueError as error:
         fields.fail(str(error))
-    return dict(values)
 
 
 def _read_dstack(fields: Fields) -> DstackMarks:

@@ -2,6 +2,7 @@
 
 from kms.wiring.core import collateral_service, revocation_rules
 from kms.wiring.office import LocalKeys, open_key_stores, open_office
+from kms.wiring.restoring import open_restoring
 from kms.wiring.server import Kms, ToldToStop, open_kms
 from kms.wiring.stores import Stores, new_id, open_stores, utc_now
 
@@ -15,6 +16,7 @@ __all__ = [
     "open_key_stores",
     "open_kms",
     "open_office",
+    "open_restoring",
     "open_stores",
     "revocation_rules",
     "utc_now",

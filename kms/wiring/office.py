@@ -74,6 +74,7 @@ async def open_key_stores(settings: Settings) -> AsyncIterator[LocalKeys]:
             custody=RootCustody(
                 root=core.root.provider,
                 mode=checked.root_access.mode,
+                register=core.keys.register,
                 foreign=foreign,
                 journal=journal,
                 clock=core.desk.clock,

@@ -103,16 +103,23 @@ def open_backup(backup: dict[str, Any], private: bytes) -> bytes:
     return AESGCM(content_key).decrypt(unb64(backup["nonce"]), unb64(backup["ciphertext"]), context)
 
 
-def described(mode: str, secrets: dict[int, bytes], ca: bytes, k256: bytes) -> dict[str, Any]:
-    """Give what a backup says of a root without a secret."""
+def described(
+    mode: str, secrets: dict[int, bytes], ca: bytes, k256: bytes, *, adopted: list[Any], later: list[str]
+) -> dict[str, Any]:
+    """Give what a backup says without a secret; `adopted` and `later` are what the database said."""
     identity = second.public_key("ed25519", second.identity_seed(secrets[1], 1)) or b""
     return {
         "mode": mode,
         "identity": second.b64(identity),
         "epochs": [
-            {"epoch": epoch, "check_value": second.b64(second.check_value(secret, mode, epoch))}
-            for epoch, secret in secrets.items()
+            {
+                "epoch": epoch,
+                "check_value": second.b64(second.check_value(secret, mode, epoch)),
+                "adopted": said,
+            }
+            for (epoch, secret), said in zip(secrets.items(), adopted, strict=True)
         ],
+        "later_generations": later,
         "dstack": {
             "ca_spki_sha256": dstack.fingerprint(ca).hex(),
             "k256_public_key": dstack.compressed(k256).hex(),

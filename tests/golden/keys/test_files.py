@@ -13,6 +13,8 @@ from cryptography.exceptions import InvalidTag
 from kms.keys import passphrase_document
 from kms.keys.backup import Backup
 from kms.keys.dstack import DstackRoots
+from kms.keys.epochs import Epoch, EpochTable
+from kms.keys.key_history import KeyHistory
 from kms.keys.recovery_key import RecoveryKey, RecoveryRecipient
 from kms.keys.root_copy import RootCopy
 from kms.keys.root_messages import Mode
@@ -31,6 +33,36 @@ BACKED_UP = RootCopy(
     mode=Mode.PRODUCTION,
     secrets={int(epoch): bytes.fromhex(secret) for epoch, secret in BACKUP["roots"].items()},
     dstack=DstackRoots(**{name: bytes.fromhex(root) for name, root in BACKUP["dstack"].items()}),
+)
+ADOPTED = [
+    {
+        "made_at": "2026-01-02T03:04:05Z",
+        "active_from": "1970-01-01T00:00:00Z",
+        "retired_at": "2026-11-01T08:00:00Z",
+    },
+    {"made_at": "2026-10-01T07:00:00Z", "active_from": "2026-10-08T07:00:00Z", "retired_at": None},
+]
+LATER = "2026-06-01T00:00:00Z"
+HISTORY = KeyHistory.of(
+    EpochTable(
+        (
+            Epoch(
+                number=1,
+                made_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+                made_by="founding",
+                active_from=datetime(1970, 1, 1, tzinfo=UTC),
+                retired_at=datetime(2026, 11, 1, 8, tzinfo=UTC),
+                retired_by="ada",
+            ),
+            Epoch(
+                number=2,
+                made_at=datetime(2026, 10, 1, 7, tzinfo=UTC),
+                made_by="ada",
+                active_from=datetime(2026, 10, 8, 7, tzinfo=UTC),
+            ),
+        )
+    ),
+    [datetime(2026, 6, 1, tzinfo=UTC)],
 )
 
 
@@ -60,7 +92,9 @@ def test_what_is_encrypted_now_opens_by_its_description() -> None:
 
 
 def test_a_backup_made_once_opens_for_ever() -> None:
-    assert Backup.parse(text(BACKUP["file"])).open(RecoveryKey(RECOVERY_KEY)) == BACKED_UP
+    backup = Backup.parse(text(BACKUP["file"]))
+    assert backup.open(RecoveryKey(RECOVERY_KEY)) == BACKED_UP
+    assert backup.description.history == HISTORY
     assert second.open_backup(BACKUP["file"], RECOVERY_KEY) == bytes(BACKED_UP.plaintext())
 
 
@@ -68,16 +102,23 @@ def test_a_backup_made_now_opens_by_its_description() -> None:
     alice, bob = (RecoveryKey.generate() for _ in range(2))
     recipients = [RecoveryRecipient(name, key.public_key) for name, key in (("a", alice), ("b", bob))]
     made = Backup.seal(
-        BACKED_UP, recipients, now=datetime(2026, 11, 22, tzinfo=UTC), random=lambda length: b"\x55" * length
+        BACKED_UP,
+        recipients,
+        history=HISTORY,
+        now=datetime(2026, 11, 22, tzinfo=UTC),
+        random=lambda length: b"\x55" * length,
     )
     file = json.loads(made.to_json())
+    assert [each["adopted"] for each in file["epochs"]] == ADOPTED
+    assert file["later_generations"] == [LATER]
     for key in (alice, bob):
         assert second.open_backup(file, key.private_bytes()) == bytes(BACKED_UP.plaintext())
 
 
 def test_what_a_backup_says_of_its_root() -> None:
     assert BACKED_UP.dstack is not None
-    said = second.described("production", dict(BACKED_UP.secrets), BACKED_UP.dstack.ca, BACKED_UP.dstack.k256)
+    roots = BACKED_UP.dstack.ca, BACKED_UP.dstack.k256
+    said = second.described("production", dict(BACKED_UP.secrets), *roots, adopted=ADOPTED, later=[LATER])
     assert said.items() <= BACKUP["file"].items()
     [recipient] = BACKUP["file"]["recipients"]
     assert recipient["public_key_sha256"] == second.fingerprint(RECOVERY_KEY)

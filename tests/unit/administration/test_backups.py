@@ -4,8 +4,9 @@ import hmac
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from hashlib import sha256
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 from typing_extensions import override
@@ -14,10 +15,13 @@ from kms.administration.backups import RootCustody
 from kms.errors import ConfigurationError, LedgerUnavailable, RootKeyUnavailable
 from kms.keys.backup import Backup
 from kms.keys.dstack import DstackRoots
+from kms.keys.epochs import Epoch, EpochTable
+from kms.keys.key_history import KeyHistory
 from kms.keys.recovery_key import RecoveryKey, RecoveryRecipient
 from kms.keys.root_copy import RootCopy
 from kms.keys.root_messages import Mode
 from kms.ledger.actions import OperatorAction
+from kms.operator_ports import Generation, KeyRegister
 from kms.operators import Actor, Proof, Role
 from tests.unit.operator_samples import MemoryActions, journal
 from tests.world import NOW
@@ -28,6 +32,32 @@ TO_ALICE = [RecoveryRecipient("alice", ALICE.public_key)]
 SECRETS = {1: b"1" * 32, 2: b"2" * 32}
 DSTACK = DstackRoots(ca=b"\x01" * 32, k256=b"\x02" * 32)
 OTHERS = DstackRoots(ca=b"\x03" * 32, k256=b"\x04" * 32)
+FIRST = Epoch(
+    number=1,
+    made_at=NOW,
+    made_by="ada",
+    active_from=NOW,
+    retired_at=NOW + timedelta(days=1),
+    retired_by="bea",
+)
+TABLE = EpochTable((FIRST, Epoch(number=2, made_at=NOW, made_by="ada", active_from=NOW)))
+HISTORY = KeyHistory.of(TABLE, [NOW])
+
+
+@dataclass
+class Registered:
+    """A register of these epochs, and of two generations of the identity."""
+
+    table: EpochTable = TABLE
+    trusted: bool = True
+
+    async def epochs(self) -> EpochTable:
+        if not self.trusted:
+            raise LedgerUnavailable("an older copy", reason="epochs-untrusted")
+        return self.table
+
+    async def generations(self) -> tuple[Generation, ...]:
+        return (Generation(number=2, made_at=NOW, made_by="ada"),)
 
 
 @dataclass
@@ -86,10 +116,17 @@ class Log(MemoryActions):
         await super().record(action)
 
 
-def custody(log: Log, *, root: RootInMemory | None = None, imported: Imported | None = None) -> RootCustody:
+def custody(
+    log: Log,
+    *,
+    root: RootInMemory | None = None,
+    imported: Imported | None = None,
+    registered: Registered | None = None,
+) -> RootCustody:
     return RootCustody(
         root=root or RootInMemory(SECRETS),
         mode=Mode.PRODUCTION,
+        register=cast("KeyRegister", registered or Registered()),
         foreign=imported or Imported(),
         journal=journal(log),
         clock=lambda: NOW,
@@ -119,6 +156,26 @@ class TestExport:
         }
         assert Backup.parse(written[0]) == backup
         assert backup.open(ALICE) == RootCopy(mode=Mode.PRODUCTION, secrets=SECRETS, dstack=DSTACK)
+        assert backup.description.history == HISTORY
+
+    async def test_a_register_that_cannot_be_believed_is_not_backed_up(self) -> None:
+        log = Log()
+        with pytest.raises(LedgerUnavailable, match="older copy"):
+            await custody(log, registered=Registered(trusted=False)).export(ADMIN, TO_ALICE, never)
+        assert log.happened == []
+
+    async def test_a_root_without_an_epoch_that_guests_use_is_not_exported(self) -> None:
+        log = Log()
+        with pytest.raises(RootKeyUnavailable, match="no epoch 2") as refused:
+            await custody(log, root=RootInMemory({1: SECRETS[1]})).export(ADMIN, TO_ALICE, never)
+        assert refused.value.reason == "root-epoch-missing"
+        assert log.happened == []
+
+    async def test_an_epoch_that_nobody_adopted_is_backed_up_as_that(self) -> None:
+        registered = Registered(EpochTable((FIRST,)))
+        backup = await custody(Log(), registered=registered).export(ADMIN, TO_ALICE, lambda _: None)
+        assert list(backup.description.check_values) == [1, 2]
+        assert backup.description.history.epochs.newest.number == 1
 
     async def test_what_cannot_be_recorded_is_not_written(self) -> None:
         with pytest.raises(LedgerUnavailable):
@@ -155,7 +212,7 @@ class TestFinishingARestore:
     async def finish(self, log: Log, imported: Imported, roots: DstackRoots | None = DSTACK) -> str | None:
         root = RootCopy(mode=Mode.PRODUCTION, secrets=SECRETS, dstack=roots)
         done = await custody(log, imported=imported).finish_restore(
-            ADMIN, root, root.described(NOW), digest="00" * 32, made=True
+            ADMIN, root, root.described(NOW, HISTORY), digest="00" * 32, made=True
         )
         assert log.recorded[-1].details["dstack"] == done
         assert log.recorded[-1].details["root_made"] is True

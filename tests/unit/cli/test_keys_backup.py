@@ -83,6 +83,14 @@ def error_of(
     return error
 
 
+def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Give the epochs and generations."""
+    capsys.readouterr()
+    assert keys_command("list", "--json") == 0
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
 def import_dstack(roots: DstackRoots) -> None:
     async def store() -> None:
         async with open_key_stores(load_settings(None)[0]) as keys:
@@ -338,18 +346,92 @@ class TestRestore:
         assert "new data folder" in error["remedy"]
         assert not backed_up.root_key.exists()
 
-    def test_in_a_new_database_epochs_come_back_one_by_one(
-        self, backed_up: KeyFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    def test_a_lost_database_gets_back_which_epochs_were_retired(
+        self, adopted: KeyFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The way out for whom has no newer backup, or no database."""
-        before = released()
-        monkeypatch.setenv("KMS_DATA_DIR", str(backed_up.path / "new"))
+        """Otherwise guests would get the keys of an epoch that leaked, and was retired for that."""
+        assert keys_command("retire", "1", "--force") == 0
+        assert keys_command("rotate", "--identity") == 0
+        assert export("--all") == 0
+        before, prf = listed(capsys), released()
+        new = KeyFolder(adopted.path / "new")
+        new.path.mkdir()
+        monkeypatch.setenv("KMS_DATA_DIR", str(new.path / "data"))
+        assert restore() == 0
+        said = capsys.readouterr().out
+        assert "those of the backup: 1 to 2, retired 1; 2 generation(s) of the identity" in said
+        assert released() == prf
+        after = listed(capsys)
+        assert [each["state"] for each in after["epochs"]] == ["retired", "current"]
+        for each, old in zip(after["epochs"], before["epochs"], strict=True):
+            for name in ("made_at", "active_from", "retired_at"):
+                assert (each[name] or "")[:19] == (old[name] or "")[:19]
+        assert [each["identity"] for each in after["identity"]["generations"]] == [
+            each["identity"] for each in before["identity"]["generations"]
+        ]
+        epochs, root = new.actions("keys-restore")
+        assert epochs["details"] == {"epochs": [1, 2], "retired": [1], "generations": 2}
+        assert (epochs["target"], root["target"]) == ("epochs", "root")
+        assert keys_command("rotate", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["epoch"]["epoch"] == 3
+        assert [each["state"] for each in listed(capsys)["epochs"]] == ["retired", "available", "current"]
+
+    def test_an_anchor_that_was_not_lost_is_believed_and_agrees(
+        self, adopted: KeyFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("KMS_LEDGER_ANCHOR", str(adopted.path / "other-disk.json"))
+        assert keys_command("retire", "1", "--force") == 0
+        assert export("--all") == 0
+        monkeypatch.setenv("KMS_DATA_DIR", str(adopted.path / "new"))
+        assert restore() == 0
+        assert [each["state"] for each in listed(capsys)["epochs"]] == ["retired", "current"]
+
+    @pytest.mark.parametrize(
+        ("since", "said"),
+        [
+            (["rotate"], "epoch 3"),
+            (["retire", "1", "--force"], "the retirement of epoch 1"),
+            (["rotate", "--identity"], "generation 2 of the identity"),
+        ],
+        ids=["an epoch", "a retirement", "a generation"],
+    )
+    def test_a_backup_that_knows_less_than_the_anchor_is_refused_until_somebody_says_otherwise(
+        self,
+        adopted: KeyFolder,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        since: list[str],
+        said: str,
+    ) -> None:
+        anchor = adopted.path / "other-disk.json"
+        monkeypatch.setenv("KMS_LEDGER_ANCHOR", str(anchor))
+        assert export("--all") == 0
+        assert keys_command(*since) == 0
+        monkeypatch.setenv("KMS_DATA_DIR", str(adopted.path / "new"))
+        error = error_of(capsys, restore)
+        assert f"does not know {said};" in error["detail"]
+        assert f"`keys` from {anchor}" in error["remedy"]
+        assert "newest backup" in error["remedy"]
+        assert not (adopted.path / "new" / "root-key.json").exists()
+        members = json.loads(anchor.read_text())
+        del members["keys"]
+        if members:
+            anchor.write_text(json.dumps(members))
+        else:
+            anchor.unlink()
+        assert restore() == 0
+        assert [each["state"] for each in listed(capsys)["epochs"]] == ["available", "current"]
+
+    def test_an_epoch_that_was_not_adopted_comes_back_by_a_rotation(
+        self, recovery: KeyFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert export("--all") == 0
+        monkeypatch.setenv("KMS_DATA_DIR", str(recovery.path / "new"))
         assert restore() == 0
         assert "does not know epoch(s) 2" in capsys.readouterr().out
-        assert released() == before
         assert keys_command("rotate") == 0
-        restored = json.loads((backed_up.path / "new" / "root-key.json").read_text())
-        assert restored["epochs"] == json.loads(backed_up.root_key.read_text())["epochs"]
+        restored = json.loads((recovery.path / "new" / "root-key.json").read_text())
+        assert restored["epochs"] == json.loads(recovery.root_key.read_text())["epochs"]
 
     @pytest.mark.parametrize("policy", [{}, {"policy": {"revision": "sha256:" + "0" * 64, "sequence": 1}}])
     def test_with_an_older_database_an_epoch_that_it_lacks_comes_back_with_its_keys(

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -18,6 +18,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from kms.keys import backup as module
 from kms.keys.backup import Backup, BackupRejected
 from kms.keys.dstack import DstackRoots
+from kms.keys.epochs import Epoch, EpochTable
+from kms.keys.hand_over import MAX_HAND_OVERS
+from kms.keys.key_history import KeyHistory
 from kms.keys.recovery_key import RecoveryKey, RecoveryRecipient
 from kms.keys.root_copy import Description, RootCopy
 from kms.keys.root_messages import MAX_EPOCHS, Mode
@@ -27,6 +30,17 @@ NOW = datetime(2026, 11, 22, 12, 0, 0, 654321, tzinfo=UTC)
 SECRETS = {1: b"canary-one" + b"1" * 22, 2: b"canary-two" + b"2" * 22}
 DSTACK = DstackRoots(ca=b"\x01" * 32, k256=b"\x02" * 32)
 ROOT = RootCopy(mode=Mode.PRODUCTION, secrets=SECRETS, dstack=DSTACK)
+FIRST = Epoch(
+    number=1,
+    made_at=NOW,
+    made_by="canary-ada",
+    active_from=datetime(1970, 1, 1, tzinfo=UTC),
+    retired_at=NOW + timedelta(days=1),
+    retired_by="canary-bea",
+)
+SECOND = Epoch(number=2, made_at=NOW, made_by="canary-ada", active_from=NOW + timedelta(hours=1))
+HISTORY = KeyHistory.of(EpochTable((FIRST, SECOND)), [NOW, NOW + timedelta(days=2)])
+ONE_EPOCH = KeyHistory.of(EpochTable((FIRST,)), [])
 ALICE, BOB, CAROL = (RecoveryKey(bytes([seed]) * 96) for seed in (1, 2, 3))
 
 Edit = Callable[[dict[str, Any]], object]
@@ -36,9 +50,9 @@ def recipient(name: str, key: RecoveryKey) -> RecoveryRecipient:
     return RecoveryRecipient(name, key.public_key)
 
 
-def sealed(root: RootCopy = ROOT) -> Backup:
+def sealed(root: RootCopy = ROOT, history: KeyHistory = HISTORY) -> Backup:
     recipients = [recipient("alice", ALICE), recipient("bob", BOB)]
-    return Backup.seal(root, recipients, now=NOW, random=os.urandom)
+    return Backup.seal(root, recipients, history=history, now=NOW, random=os.urandom)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +105,14 @@ def test_the_longest_one_is_read() -> None:
     recipients = [
         recipient("r" * 60 + str(each), RecoveryKey.generate()) for each in range(module.MAX_RECIPIENTS)
     ]
-    file = Backup.seal(root, recipients, now=NOW, random=os.urandom).to_json()
+    epochs = tuple(
+        Epoch(
+            number=each, made_at=NOW, made_by="a" * 256, active_from=NOW, retired_at=NOW, retired_by="a" * 256
+        )
+        for each in root.secrets
+    )
+    history = KeyHistory.of(EpochTable(epochs), [NOW] * MAX_HAND_OVERS)
+    file = Backup.seal(root, recipients, history=history, now=NOW, random=os.urandom).to_json()
     assert len(file) <= module.MAX_FILE
     assert len(Backup.parse(file).description.check_values) == MAX_EPOCHS
 
@@ -105,7 +126,27 @@ def test_nothing_of_the_root_can_be_read_in_it(file: bytes) -> None:
             repr(secret)[2:-1],
         ):
             assert shown not in text
-    assert "canary" not in repr(ROOT) + repr(Backup.parse(file)) + repr(ALICE)
+    assert "canary" not in text + repr(ROOT) + repr(Backup.parse(file)) + repr(ALICE)
+
+
+def test_it_says_what_a_lost_database_knew_of_its_epochs(file: bytes) -> None:
+    history = Backup.parse(file).description.history
+    assert history == HISTORY
+    first, second = history.epochs.epochs
+    assert (first.active_from, first.retired_at) == (
+        FIRST.active_from,
+        datetime(2026, 11, 23, 12, tzinfo=UTC),
+    )
+    assert (second.active_from, second.retired_at) == (datetime(2026, 11, 22, 13, tzinfo=UTC), None)
+    assert {first.made_by, first.retired_by, second.made_by} == {"restored"}
+    assert len(history.later_generations) == 2
+
+
+def test_an_epoch_that_was_never_adopted_is_in_it_as_that() -> None:
+    backup = Backup.parse(sealed(history=ONE_EPOCH).to_json())
+    assert [each["adopted"] is None for each in json.loads(backup.to_json())["epochs"]] == [False, True]
+    assert backup.open(ALICE) == ROOT
+    assert [each.number for each in backup.description.history.epochs.epochs] == [1]
 
 
 def test_it_is_opened_by_what_the_documentation_says(file: bytes) -> None:
@@ -152,6 +193,12 @@ CHANGES: dict[str, Edit] = {
     "identity": lambda d: d.update(identity=flipped(d["identity"])),
     "first check value": lambda d: d["epochs"][0].update(check_value=flipped(d["epochs"][0]["check_value"])),
     "last check value": lambda d: d["epochs"][1].update(check_value=flipped(d["epochs"][1]["check_value"])),
+    "a retirement gone": lambda d: d["epochs"][0]["adopted"].update(retired_at=None),
+    "a retirement more": lambda d: d["epochs"][1]["adopted"].update(retired_at="2026-11-22T12:00:00Z"),
+    "an earlier start": lambda d: d["epochs"][1]["adopted"].update(active_from="2026-11-22T12:00:00Z"),
+    "an epoch that waits again": lambda d: d["epochs"][1].update(adopted=None),
+    "a generation less": lambda d: d["later_generations"].pop(),
+    "a generation more": lambda d: d["later_generations"].append("2026-11-22T12:00:00Z"),
     "dstack's CA": lambda d: d["dstack"].update(ca_spki_sha256=flipped(d["dstack"]["ca_spki_sha256"])),
     "dstack's k256": lambda d: d["dstack"].update(k256_public_key=flipped(d["dstack"]["k256_public_key"])),
     "a name": lambda d: d["recipients"][1].update(name="carol"),
@@ -185,14 +232,14 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def test_no_member_can_be_changed_whatever_the_format_will_have(file: bytes) -> None:
     paths = list(leaves(json.loads(file)))
-    assert len(paths) == 19
+    assert len(paths) == 27
     for path in paths:
         body = json.loads(file)
         place = body
         for name in path[:-1]:
             place = place[name]
         value = place[path[-1]]
-        place[path[-1]] = flipped(value) if isinstance(value, str) else value + 1
+        place[path[-1]] = flipped(value) if isinstance(value, str) else 1 if value is None else value + 1
         if path == ("recipients", 1, "sealed"):
             continue  # Bob's; the next test
         with pytest.raises(BackupRejected):
@@ -226,6 +273,16 @@ MALFORMED: dict[str, Edit] = {
     "without the last": lambda d: d["epochs"].pop(),
     "epochs in another order": lambda d: d["epochs"].reverse(),
     "short check value": lambda d: d["epochs"][0].update(check_value="AAAA"),
+    "no word of adoption": lambda d: d["epochs"][0].pop("adopted"),
+    "nothing adopted": lambda d: [each.update(adopted=None) for each in d["epochs"]],
+    "adopted after one that was not": lambda d: d["epochs"][0].update(adopted=None),
+    "no start": lambda d: d["epochs"][0]["adopted"].pop("active_from"),
+    "no word of retirement": lambda d: d["epochs"][0]["adopted"].pop("retired_at"),
+    "a start that is no time": lambda d: d["epochs"][0]["adopted"].update(active_from="canary"),
+    "more of an adoption": lambda d: d["epochs"][0]["adopted"].update(made_by="canary"),
+    "no word of generations": lambda d: d.pop("later_generations"),
+    "too many generations": lambda d: d.update(later_generations=["2026-11-22T12:00:00Z"] * 101),
+    "a generation that is no time": lambda d: d.update(later_generations=["canary"]),
     "more of an epoch": lambda d: d["epochs"][0].update(secret="canary"),
     "no word of dstack": lambda d: d.pop("dstack"),
     "dstack gone": lambda d: d.update(dstack=None),
@@ -262,7 +319,7 @@ def test_who_seals_something_else_than_is_said_is_found_out(
     """Anybody can seal to a public key, also a root under the description of another one."""
     described = Backup.parse(file).description
 
-    def other(_: RootCopy, __: datetime) -> Description:
+    def other(*_: object) -> Description:
         return described
 
     monkeypatch.setattr(RootCopy, "described", other)
@@ -282,7 +339,7 @@ def test_who_seals_something_else_than_is_said_is_found_out(
 )
 def test_to_whom_it_is_never_sealed(recipients: list[RecoveryRecipient]) -> None:
     with pytest.raises(ValueError, match="different recipients"):
-        Backup.seal(ROOT, recipients, now=NOW, random=os.urandom)
+        Backup.seal(ROOT, recipients, history=HISTORY, now=NOW, random=os.urandom)
 
 
 @pytest.mark.parametrize(
@@ -317,10 +374,16 @@ FIRST_VERSION = b"""{
  "mode": "production",
  "created_at": "2026-11-22T00:00:00Z",
  "identity": "BwRZ5IWysEvHHDWPJ1Ey0MVacwtC_rGVcMVnyJfFyd8",
+ "later_generations": [],
  "epochs": [
   {
    "epoch": 1,
-   "check_value": "-UcaFz8H8ag3kQCrvj1Lb_zTCn4xUMSlQrTatwsr_L4"
+   "check_value": "-UcaFz8H8ag3kQCrvj1Lb_zTCn4xUMSlQrTatwsr_L4",
+   "adopted": {
+    "made_at": "2026-01-02T03:04:05Z",
+    "active_from": "1970-01-01T00:00:00Z",
+    "retired_at": null
+   }
   }
  ],
  "dstack": null,
@@ -328,30 +391,26 @@ FIRST_VERSION = b"""{
   {
    "name": "alice",
    "public_key_sha256": "d99e4496af749b54ee4a2d270c8057450624ecc5dc0866295ffc504a26134ad4",
-   "sealed": "u6XP37JnPtamrIxgH3_gTRYE4zEL2EDkp3nntb0M8n6R5rh3O6HUL9I3S-\
-EOOr8bBuGTHddjvcHFfpI2VmaRcKMs2o9sM-oy1TfVYbBXB9c5btv6TN6DXwz10bqWiEe7YDV4gwEZlZuFjLIc6Hc7\
-wACe_MqpwjFUjrahheRg_ZdX6g25dijLYUmhFeohzHrwRmncOR5_tFFNNI6Wove6-3MyHn-udp6LZztnrmx--NzrRf\
--10JsihK3ttFGjVAG99TMPbEKAML93Dhv7pYfhgg9ylSnevld4iecwlcnd1s8XNjzqK3_Fr7ikByox7z29WOP22OFo\
-b3BrQi3u-\
-0dTYJd558LeV7cSESqhZEUsv_ZFl_9czDIcqRhvyGbwcveJ1rpmQ50tqX8EKnggV1sYLV0HTG7OLjXZ2YYKQCIbQmW\
-HgtxUAugNAmwI5tTD5QY5jVDHAh7PRLvrXwS5CsnkpQMKsSF7soMa70-6qGxsQ1cgqdXHZh-bM19iDXdjG4VwJMBOj\
-KMrL1O_VD5SAygaz6wuJg23j09bEVcDoYcto0ac8Atz0xVWDkl0mr1mzfKUHc1pfSVx-\
-v3IgP8jezaHdS2eOLUPAL3gI4-XLvwuqJfugbEoGqzdZQUN1vidjgEfoff6Hm-\
-5Vid0v1ExdjHvnMAx71dJ_XzDRQHdkOAaknDOZyHoy53IBVM701WvsfGb_CM4HahC861RYAhoChnOzLd_aF6Y4JV4L\
-tFxbhSBzfvsHPClNWtEtecarbkYiuNAOsAs2R6ezslR9BvDklM3NoxqG2xjratWMicbIYux88Th6SunLP-\
-2f1wQfDW2F2DXr5OrAHsO9UMITX746zUPbB4OOV_zCTknSgl-WpMNWgPO1_XS9qmqE2ZH9v8EIkUTPHAoIUEdyeUhW\
-aOCDzrBVZd05ZTI4Vkk8jDPmBFZzrwpHUBjhAGNmr4wE7QXegvfonHMyPk1UjyRo23VzQeoo_TgHLdYyYvZteClYb6\
-bk0JFjSJ2H25zZuPHobPQdKqPXtkhbW9wvMjRlo0ubHdFPwj3LleL-R4GnCkimK0L_KlpubPNT4Ve-\
-C1uqCTL17LAv7hfTQ9ypEpZig1BdEq_ZRiRGlU5WJHcDaCFYXhucPuxM66Ge6qBO-\
-luMQjQ2q4tV3AorLj1aiTz01O_dMmCl_kL6tN6qdo_p-\
-EeOjil9rAQkE9xj7fBurTq37-nGz9YEaF9C42aQfFsj9SBGE9pQFgjJWlPFAfJPGVXiWo6p13sxDgzFBChtBzZEa-t\
-G5fUoThxLH1bzvpEEHXrSHwASDFR-\
-g9hvfqNPCZ7T_tRNdbwgRAfFih9zNW5ZcGLQP7BCn22m58Vxr4GE3w1G8B8rvyemh8IKmCOBJB_GYdBktvWWPh93KJ\
-FZs4lpxNKZvNU5fYs1aSzCzS_KAG28Yp21JgtVbSuZKjcROdmOBKH74UZRSg7dSDCJH9WtXW6UzomDCd8fXFLIEjmm\
-hUJwugUXVvnUIe-Vj_JjtOzpoNzIrP2gHUCgDmnjcjIkw8EQpSSlmLbR0W5XBpq2Nv1rESOtw"
+   "sealed": "62MJILMabILRvXKHYnXrPcMN0__urt3w6A8T1AmXr2t_jczMLI\
+zgQMuQBvz1-zocVXUe-fN3Mq174B4WVpDWlOr3MYH6g8d0GZknBPqayNgkKTTwhqJY773_uMHaE80FlqMycG3LTzVvrqj-t\
+Pe_LoZk3eWLLA8YfQBjIarvvPGcrNI-cyqes1Iw85M7APqgcbpGlFrZLYT1g7r-j2sO7s74cuLPvBFe7w_aXyK96GJSq8oy\
+P-JFCec--AShDNsdhGEU0804JACHVaK90QzdzSVznJ3KbxvW5CJGL0Nl_5NZlOMGG0Z8BuN4vC2ZJmJw06DUPdx0UK62o6w\
+JU6EOJ_RKZWTRIscsPjAXerjh2wVQbU6xG2ZG5tGMaw71S-o_6vbWRrG7MAWZWPvll6HTAPgsSYEweklQ2GGOhPBQmHZNSF\
+WlqBjRnF71xnRZG51sINlJHRZq8sOMcqw8Vlp_iS_iP8QNccOd22_5SeMMkgdeqIW7MFYqmCbdNFiqME0CASeN_QwaLHnx5\
+my9SwY_M12heAHBIlE4n_0n7mPf0Tz5AijHbSA3X3cOyspR9Zjea7FaL-sPmToPBuAiC5lv0QUrhlaP3SKEk6KXMrQeys8a\
+8Q-Le29nmM8KDkXiwtKLyAArLWXCp718vlRmwkIyKcjK13Xq3OMvYMyJcRNtf1yg2gvu0igke_kSen4vYfxz8qI81h0mtHv\
+jS6FvO8swNZ1W8z3tZbBeaq2PpDXmbSEZPXxy1Ts6oXyKPA8NKF_GqrsSkGDQP-rmgnga1KN9w40mlvM5qbGph5ZdLjhOIL\
+t_rKhHDig_ve2aufX2Eyi73-tO0aJ5SmT896V5myoCjQ84ddVu8SB55m5uIsNXuy8KX7Pei04xUxSr61uv2ReV-msWaY2RD\
+SFFmdklf7GpXYjko0eYmAaBmbYyGbhQ5Y3w7anfh8b4XYVfa0rEf2sOJ1-u4OPFePmwECEQZHsVaRFKPv6yBLXrldL2IRTb\
+QHPx8TJ_C_73snSWEMHK6hUHw8_G6G3tp55RdNT3GTitrObsrM6NRbRoKcD1hgEKvCybwxOFDZh7EBYHE_VwEGgX0FAJ_kt\
+H-bhdG5xcApiYG5WUSx5EwahsCKSvLanrZgLxhCCuugB6VletWEBWZz2kFE8MQXVdQ42Z_bELVgKkUQNLRSABpXRIHP2HLL\
+zJjcFwvvBGOCRWBIkWMLjiUXS8wFkVxe1IwcIhTgYdb5pYHDIHl7B2uRtmLPORKu4isqgf28St87b_tUgaMANMLsRPq-F2_\
+eAQQBJpgWVKaDRiMqCMIjllHK78vWlmz6cyYtcrawdj5nG5AuGc9pO8O0Jm9sJzut165p9icPPI5vWbYgrHXNq10Sdp8NuW\
+3YjxRoXZrpjvM9p8V2U21NwBPFfc3nFT_Vxd0hA16qZRzPIBigDd4_EgCvHafxLqWoFS94ELLeZByi17VR9J9X38cqu5vZG\
+DtK-OIRk1hWJwSTlsI40C5rlkmxyg44mjvkqOAWU4SUy8lDGV8if65dDgnYLh5ElwKTTjzZXibr8tgBpYkQ"
   }
  ],
- "nonce": "LpbzSec7yxxa2V1b",
- "ciphertext": "aXShtLHu1DBt9mRbPjxNSi4c2w3COzukP7_Wp6OWzDnlJRoMdqUTHSs5pJ38LZuM"
+ "nonce": "JotDhM0EJ5r1u5S3",
+ "ciphertext": "bf05wKj4PbVRs7HA4a7tN2wfQWn8RyEm3Gj1S0zsmWJLq2sS5XLXBxJfcyDvbpES"
 }
 """
