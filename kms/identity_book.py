@@ -5,13 +5,15 @@ old: during a rolling restart a guest that was answered by the new identity may 
 handed over to it.
 """
 
+from typing import Final
+
 from kms.keys.hand_over import KnownIdentities, hand_overs
 from kms.keys.identity import Identity
 from kms.keys.root_messages import FOUNDING_EPOCH, identity_message
 from kms.operator_ports import Generation, KeyRegister
 from kms.ports import RootKey
 
-FIRST_GENERATION = 1
+FIRST_GENERATION: Final = 1
 
 
 class IdentityBook:

@@ -1,5 +1,5 @@
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,3 +26,14 @@ def shared() -> Path:
     if not (folder / "evidence").is_dir():
         pytest.skip("no hardware evidence beside the project (KMS_REAL_EVIDENCE)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _this_process_stays_as_it_is() -> Iterator[None]:
+    """Commands that tests run in this process must not close it to debuggers, nor to core files, for good.
+
+    That they do so is tried in processes of their own (test_hardening.py, e2e/test_canaries.py).
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kms.hardening.keep_memory_private", lambda: None)
+        yield

@@ -114,6 +114,8 @@ async def build_core(settings: Settings, checked: Checked, stack: AsyncExitStack
 
     Raises:
         ConfigurationError: one of them cannot be opened, or they do not belong together.
+        RootKeyUnavailable: the root does not answer now.
+        LedgerUnavailable: nor does the database; or what it says of epochs is not to be believed.
 
     """
     keep_files_private()
