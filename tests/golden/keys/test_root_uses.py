@@ -30,6 +30,7 @@ from kms.packaged import packaged_folder
 from kms.rootkey.checked import CheckedRoot
 from kms.rootkey.file import FileRootKey
 from tests.golden.keys import second_p256
+from tests.roots import StoredValues
 from tests.world import NOW
 
 VECTORS = json.loads((Path(__file__).parent / "root_uses.json").read_text())
@@ -52,19 +53,6 @@ class Unmarked(FileRootKey):
     @override
     def marked(self) -> bool:
         return False
-
-
-class Stored:
-    """Implements `kms.rootkey.checked.CheckValues`."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, bytes] = {}
-
-    async def check_values(self) -> dict[int, bytes]:
-        return self.values
-
-    async def remember_check_values(self, values: Any) -> None:
-        self.values |= values
 
 
 def test_every_use_has_a_test() -> None:
@@ -142,7 +130,7 @@ async def test_imported_roots_in_the_database(tmp_path: Path) -> None:
 
 
 async def test_what_a_development_server_asks_of_a_root_without_a_mark() -> None:
-    stored = Stored()
+    stored = StoredValues()
     root = CheckedRoot(Unmarked.of(ROOTS), stored, mode=Mode.DEVELOPMENT, random=bytes)
     await root.verify_all()
     case = CASES["unmarked-check-value"]
@@ -152,7 +140,7 @@ async def test_what_a_development_server_asks_of_a_root_without_a_mark() -> None
 
 @pytest.mark.parametrize("mode", [Mode.DEVELOPMENT, Mode.PRODUCTION])
 async def test_a_root_with_a_mark_is_asked_the_same_in_both_modes(mode: Mode) -> None:
-    root = CheckedRoot(FileRootKey.of(ROOTS), Stored(), mode=mode, random=bytes)
+    root = CheckedRoot(FileRootKey.of(ROOTS), StoredValues(), mode=mode, random=bytes)
     await root.verify_all()
     message = root_messages.check_message(mode, 2)
     assert await root.ensure(2) == check_value(hmac.digest(ROOTS[2], message, "sha512"))
