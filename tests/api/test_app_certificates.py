@@ -118,14 +118,19 @@ class Guest:
 
 
 def meet(server: Guest, client: Guest, host: str = HOST) -> tuple[object, object]:
-    """Let two guests talk over loopback; give what each heard of the other, or the error it had."""
+    """Let two guests talk over loopback; give what each heard of the other, or the error it had.
+
+    Both contexts are made before the threads start: a guest that meets itself writes one file twice.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
+    serving = server.context(ssl.PROTOCOL_TLS_SERVER)
+    asking = client.context(ssl.PROTOCOL_TLS_CLIENT)
 
     def serve() -> object:
         connection, _ = listener.accept()
         connection.settimeout(10)
         try:
-            with server.context(ssl.PROTOCOL_TLS_SERVER).wrap_socket(connection, server_side=True) as secured:
+            with serving.wrap_socket(connection, server_side=True) as secured:
                 heard = secured.recv(100)
                 secured.sendall(b"from server")
                 return heard
@@ -135,8 +140,7 @@ def meet(server: Guest, client: Guest, host: str = HOST) -> tuple[object, object
     def ask() -> object:
         connection = socket.create_connection(listener.getsockname(), timeout=10)
         try:
-            context = client.context(ssl.PROTOCOL_TLS_CLIENT)
-            with context.wrap_socket(connection, server_hostname=host) as secured:
+            with asking.wrap_socket(connection, server_hostname=host) as secured:
                 secured.sendall(b"from client")
                 return secured.recv(100)
         except (ssl.SSLError, OSError) as error:
