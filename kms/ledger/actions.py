@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import rfc8785
 
 from kms.ledger.entries import timestamp
 from kms.operators import Actor
 from kms.strict_json import JsonValue
+
+ACTION: Final = "action"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,7 @@ class OperatorAction:
     def to_json(self) -> dict[str, JsonValue]:
         """Give the entry."""
         return {
-            "kind": "action",
+            "kind": ACTION,
             "action_id": self.action_id,
             "at": timestamp(self.at),
             "operator": self.actor.name,

@@ -11,8 +11,6 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Final
 
-import rfc8785
-
 from kms.boot_info import BootInfo
 from kms.checks import Check
 from kms.encoding import b64url
@@ -20,12 +18,12 @@ from kms.evidence.app_document import AppIdentity
 from kms.keys.certificates import IssuedCertificate
 from kms.keys.names import KeyRequest
 from kms.policy.decision import AppClaim, Ask
-from kms.strict_json import JsonValue
+from kms.strict_json import JsonValue, canonical_json
 
 SALT_LENGTH: Final = 16
 RELEASED: Final = "released"
 REFUSED: Final = "refused"
-KIND: Final = "decision"
+DECISION: Final = "decision"
 
 
 # Not slotted: its bytes are made once, and `cached_property` needs a place for them.
@@ -68,7 +66,7 @@ class DecisionEntry:
             for check in self.checks
         ]
         entry: dict[str, JsonValue] = {
-            "kind": KIND,
+            "kind": DECISION,
             "release_id": self.release_id,
             "decided_at": timestamp(self.decided_at),
             "outcome": self.outcome,
@@ -92,7 +90,7 @@ class DecisionEntry:
             entry["certificates"] = [
                 {"sha256": each.fingerprint.hex(), "serial": each.serial.hex()} for each in self.certificates
             ]
-        return rfc8785.dumps(entry)
+        return canonical_json(entry)
 
 
 def entry_digest(salt: bytes, canonical: bytes) -> bytes:
@@ -102,7 +100,7 @@ def entry_digest(salt: bytes, canonical: bytes) -> bytes:
 
 def timestamp(moment: datetime) -> str:
     """Give RFC 3339 in UTC with microseconds: one form, so that entries sort and hash alike."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def read_timestamp(text: str) -> datetime:

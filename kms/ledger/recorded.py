@@ -14,7 +14,7 @@ from kms.keys.certificates import Fingerprint, IssuedCertificate, SerialNumber
 from kms.keys.identity import PUBLIC_KEY_LENGTH
 from kms.keys.names import KeyRequest
 from kms.keys.p256 import POINT_LENGTH
-from kms.ledger.entries import KIND, read_timestamp
+from kms.ledger.entries import DECISION, read_timestamp
 from kms.measurement.images import Binding
 from kms.policy.decision import AppClaim, Ask
 from kms.strict_json import MAX_VALUES, Fields, JsonValue
@@ -54,7 +54,7 @@ class RecordedDecision:
 
         """
         fields = Fields(value, "entry", RecordDamaged)
-        if fields.text("kind") != KIND:
+        if fields.text("kind") != DECISION:
             fields.fail("`kind` is not that of a decision")
         keys = fields.array("keys", at_most=MAX_VALUES)
         checks = fields.array("checks", at_most=MAX_VALUES)
