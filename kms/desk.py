@@ -1,6 +1,6 @@
 """The release desk: what arrives there, what it needs, and what it answers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -11,8 +11,22 @@ from kms.checks import Check
 from kms.keys.apps_ca import AppsCa
 from kms.keys.identity import Identity
 from kms.ledger.budget import StrangerBudget
-from kms.ports import Clock, Decisions, Epochs, ForeignRoots, Identities, Policies, Randomness, RootKey
+from kms.ports import (
+    Clock,
+    Decisions,
+    Epochs,
+    ForeignRoots,
+    GuestLimits,
+    Identities,
+    Policies,
+    Progress,
+    Randomness,
+    RootKey,
+    Unlimited,
+    Unwatched,
+)
 from kms.snp.advisories import Advisories
+from kms.snp.product import Product
 from kms.strict_json import JsonValue
 
 # Some 4 KB each: below 400 MB a day, however many strangers there are.
@@ -43,16 +57,21 @@ class Released:
     policy_revision: str
     receipt: Mapping[str, str]
     development: bool
+    product: Product | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A stated "no". `reasons` are codes for the guest; `checks` hold values, for operators only."""
+    """A stated "no". `reasons` are codes for the guest; `checks` hold values, for operators only.
+
+    `product` is that of an authentic report.
+    """
 
     release_id: str
     code: str
     reasons: tuple[str, ...]
     checks: tuple[Check, ...]
+    product: Product | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +96,9 @@ class ReleaseDesk:
     challenge_key: bytes = field(repr=False)
     challenge_lifetime: timedelta
     development: bool
+    # Of a release id: who follows that release.
+    follow: Callable[[str], Progress] = field(default=lambda _: Unwatched())
+    limits: GuestLimits = field(default_factory=Unlimited)
     stranger_budget: StrangerBudget = field(default_factory=lambda: StrangerBudget(STRANGERS_PER_MINUTE))
 
     async def identities_beside(self, named: bytes | None) -> frozenset[bytes]:

@@ -124,6 +124,12 @@ class LedgerUnavailable(Unavailable):
     code = "ledger-unavailable"
 
 
+class RateLimited(Unavailable):
+    """Somebody asks too often; `reason` says by what they were counted."""
+
+    code = "rate-limited"
+
+
 class OperatorRefusal(KmsError):
     """A request of an operator that cannot be met.
 

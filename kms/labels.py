@@ -16,6 +16,7 @@ SIGNING_STATEMENT: Final = "attested-kms/v1/signing-statement"  # identity's wor
 
 ENV_KEY: Final = "attested-kms/v1/env-key"  # identity signature over an app's published env key
 ENV: Final = "attested-kms/v1/env"  # HPKE info of an environment sealed to an app
+LEDGER_KEY: Final = "attested-kms/v1/ledger-key"  # an identity's signature over the ledger's public key
 HAND_OVER: Final = "attested-kms/v1/hand-over"  # an identity's signature over the one that follows it
 
 # --- operators' signatures and backups ---
@@ -29,6 +30,8 @@ ROOT_CHALLENGE: Final = "attested-kms/v1/root-challenge"  # MAC key of challenge
 ROOT_ROWS: Final = "attested-kms/v1/root-rows"  # MAC key of database rows that give power
 ROOT_APPS_CA: Final = "attested-kms/v1/root-apps-ca"  # private key of the CA of all apps' certificates
 ROOT_FOREIGN: Final = "attested-kms/v1/root-foreign"  # key under which imported roots are kept
+ROOT_ENTRIES: Final = "attested-kms/v1/root-entries"  # MAC key of the ledger's entries
+ROOT_LEDGER: Final = "attested-kms/v1/root-ledger"  # seed of the key that signs the ledger's checkpoints
 ROOT_DEVELOPMENT: Final = "attested-kms/v1/root-development"  # wraps all of these where a root has no mark
 ROOT_APP: Final = "attested-kms/v1/root-app"  # secret of one app in one epoch
 
@@ -37,6 +40,10 @@ APP_CA: Final = "attested-kms/v1/app-ca"  # HKDF-Expand info of an app's certifi
 APP_KEY: Final = "attested-kms/v1/app-key"  # HKDF-Expand info of one released key
 CHALLENGE: Final = "attested-kms/v1/challenge"  # MAC over a challenge
 ROW: Final = "attested-kms/v1/row"  # MAC over a database row
+ENTRY: Final = "attested-kms/v1/entry"  # MAC over an entry of the ledger
+
+# --- a transparency log's own formats: the origin of checkpoints is their label (C2SP tlog-checkpoint) ---
+LEDGER_ORIGIN: Final = "attested-kms/v1/ledger/"  # then 16 hex digits that name the KMS
 
 
 def labelled(label: str, body: bytes) -> bytes:

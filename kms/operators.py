@@ -23,6 +23,7 @@ class Permission(StrEnum):
 
     READ_POLICY = "read-policy"  # policies, their history, images
     CHANGE_POLICY = "change-policy"  # apply, roll back, revoke, propose, sign
+    READ_LEDGER = "read-ledger"  # every entry, as it was recorded
     READ_RECORD = "read-record"  # releases with their values, explanations, what-if
     VERIFY_EVIDENCE = "verify-evidence"
     READ_OPERATORS = "read-operators"  # operators, and what they did
@@ -45,6 +46,7 @@ _MAY: Final[Mapping[Role, frozenset[Permission]]] = {
     Role.AUDITOR: frozenset(
         {
             Permission.READ_POLICY,
+            Permission.READ_LEDGER,
             Permission.READ_RECORD,
             Permission.VERIFY_EVIDENCE,
             Permission.READ_OPERATORS,

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from kms.evidence.launch import Launch, NamedApp
-from kms.identifiers import ChipId, Measurement
+from kms.identifiers import AppId, ChipId, Measurement
 from kms.keys.dstack import DstackRoots
 from kms.keys.epochs import EpochTable
 from kms.keys.hand_over import KnownIdentities
@@ -270,6 +270,67 @@ class PolicyRevisions(Protocol):
 
         """
         ...
+
+
+class Step(StrEnum):
+    """The steps of a release, in the order of `kms.release`: for who measures how long each takes."""
+
+    RECEIVE = "receive"
+    VERIFY = "verify"
+    MEASURE = "measure"
+    DECIDE = "decide"
+    DERIVE = "derive"
+    SEAL = "seal"
+    RECORD = "record"
+
+
+class Progress(Protocol):
+    """Follows one release. It may not fail, and it sees nothing that it could give away."""
+
+    def at(self, step: Step) -> None:
+        """Note that a step begins; the one before it has ended."""
+        ...
+
+    def end(self, code: str | None, product: Product | None, reasons: tuple[str, ...]) -> None:
+        """Note how it ended: None for a release, else the code of the refusal or error, and its reasons."""
+        ...
+
+
+class Unwatched:
+    """A `Progress` that nobody looks at."""
+
+    def at(self, step: Step) -> None:
+        """Note nothing."""
+
+    def end(self, code: str | None, product: Product | None, reasons: tuple[str, ...]) -> None:
+        """Note nothing."""
+
+
+class GuestLimits(Protocol):
+    """How often a chip and an app may ask. Only what is proven counts: else anybody could lock them out."""
+
+    def take_chip(self, chip_id: ChipId | None) -> None:
+        """Count a request whose report this chip signed; None for one of a VLEK that names none.
+
+        Raises:
+            RateLimited: too many; nothing of this request was kept.
+
+        """
+        ...
+
+    def take_app(self, app_id: AppId) -> None:
+        """Count a request of a guest that the policy allows for this app. Raises `RateLimited`, as above."""
+        ...
+
+
+class Unlimited:
+    """`GuestLimits` without any."""
+
+    def take_chip(self, chip_id: ChipId | None) -> None:
+        """Count nothing."""
+
+    def take_app(self, app_id: AppId) -> None:
+        """Count nothing."""
 
 
 class PolicyMoved(Exception):

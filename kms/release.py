@@ -22,7 +22,7 @@ from kms.boot_info import BootInfo, build_boot_info
 from kms.checks import Check, failures
 from kms.desk import Refused, Released, ReleaseDesk, Submission
 from kms.encoding import b64url
-from kms.errors import ChallengeUsed, LedgerUnavailable
+from kms.errors import ChallengeUsed, KmsError, LedgerUnavailable
 from kms.evidence.app_document import AppIdentity
 from kms.evidence.sev_snp import SnpEvidence, parse_evidence
 from kms.judgement import (
@@ -45,7 +45,7 @@ from kms.labels import RECEIPT
 from kms.ledger.entries import REFUSED, RELEASED, SALT_LENGTH, DecisionEntry, entry_digest, timestamp
 from kms.plausibility import judge_claims
 from kms.policy.decision import Denied, decide
-from kms.ports import EpochsMoved, PolicyMoved
+from kms.ports import EpochsMoved, PolicyMoved, Progress, Step
 from kms.request import ReleaseRequest, parse_request
 from kms.snp.product import Product
 from kms.snp.verify import Unverified, VerifiedReport, check_report_data
@@ -74,11 +74,30 @@ async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refus
     Raises:
         MalformedRequest, MalformedEvidence: not of its format; nothing was spent or recorded.
         ChallengeInvalid, ChallengeExpired, ChallengeUsed: as they say.
+        RateLimited: this chip or app asks too often; nothing was spent or recorded.
         Unavailable: a dependency did not answer; the guest starts again with a new challenge.
 
     """
+    progress = desk.follow(submission.release_id)
+    code: str | None = "internal"
+    reasons: tuple[str, ...] = ()
+    product = None
+    try:
+        outcome = await _release(desk, submission, progress)
+        code, reasons = (outcome.code, outcome.reasons) if isinstance(outcome, Refused) else (None, ())
+        product = outcome.product
+    except KmsError as error:
+        code, reasons = error.code, (error.reason,)
+        raise
+    finally:
+        progress.end(code, product, reasons)
+    return outcome
+
+
+async def _release(desk: ReleaseDesk, submission: Submission, progress: Progress) -> Released | Refused:
     now = desk.clock()
     # (1) Receive: shape first, then everything that costs no signature.
+    progress.at(Step.RECEIVE)
     request = parse_request(submission.request)
     evidence = parse_evidence(submission.evidence)
     challenge = challenges.authenticate(
@@ -86,7 +105,7 @@ async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refus
     )
     if await desk.decisions.is_spent(challenge.raw):
         raise ChallengeUsed("this challenge was already spent")
-    case = _Case(desk, submission, request, challenge, now)
+    case = _Case(desk, submission, request, challenge, now, progress)
     bound = check_report_data(evidence.report, request.report_data)
     if not bound.passed:
         return await case.refuse(EVIDENCE_UNTRUSTED, (bound,), spend=False)
@@ -97,6 +116,7 @@ async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refus
 
     # (3) Verify: did a genuine chip sign this report? What is decided after this spends the challenge.
     # A certificate is sought from AMD's service only where some app would accept what the report claims.
+    progress.at(Step.VERIFY)
     verified = await desk.authenticator.authenticate(
         evidence.report,
         evidence.certificates,
@@ -109,6 +129,8 @@ async def release(desk: ReleaseDesk, submission: Submission) -> Released | Refus
         return await case.refuse(code_of_claims(verified), (bound, *verified.checks), spend=False)
     if isinstance(verified, Unverified):
         return await case.refuse(EVIDENCE_UNTRUSTED, (bound, *verified.checks), spend=False)
+    desk.limits.take_chip(verified.report.chip_id)
+    case = replace(case, product=verified.product)
     proven = (bound, *verified.checks, document_check)
     if not document_check.passed:
         return await case.refuse(EVIDENCE_UNTRUSTED, proven, spend=True)
@@ -137,6 +159,7 @@ async def _judge(
     refuse = partial(case.refuse, spend=True, revision=None if active is None else active.policy.revision)
 
     # (4) Measure: recompute what the allowed images would show, and find the one that was launched.
+    case.progress.at(Step.MEASURE)
     launch = None
     if active is not None:
         named = name_app(request.ask.app, document)
@@ -154,6 +177,7 @@ async def _judge(
         return await refuse(EVIDENCE_UNTRUSTED, proven, boot_info=boot_info)
 
     # (6) Policy: every check, passed or failed.
+    case.progress.at(Step.DECIDE)
     circumstances = Circumstances(
         now=case.now,
         development=desk.development,
@@ -165,13 +189,18 @@ async def _judge(
     if isinstance(decision, Denied):
         return await refuse(POLICY_DENIED, checks, boot_info=boot_info)
 
+    # An app is only counted where it is allowed: any genuine chip's host may name it in HOST_DATA.
+    desk.limits.take_app(identity.app_id)
+
     # (7) Epochs: the app's pinned one or the current, unless the guest asks for another that is not retired.
     epochs, epoch_check = choose_epochs(decision, await desk.epochs.epochs(), case.now)
     if not epoch_check.passed:
         return await refuse(EPOCH_UNAVAILABLE, (*checks, epoch_check), boot_info=boot_info)
 
     # (8) Derive and seal; nothing leaves yet.
+    case.progress.at(Step.DERIVE)
     keys = await derive_keys(desk, decision, epochs, case.now)
+    case.progress.at(Step.SEAL)
     envelope = build_envelope(
         desk.identity,
         release_id=case.submission.release_id,
@@ -195,6 +224,7 @@ async def _judge(
         key_epochs=tuple(key.epoch for key in keys),
     )
     receipt = make_receipt(desk.identity, entry)
+    case.progress.at(Step.RECORD)
     await desk.decisions.record(entry, case.challenge.expires_at)
     return Released(
         release_id=case.submission.release_id,
@@ -204,6 +234,7 @@ async def _judge(
         policy_revision=decision.revision,
         receipt=receipt,
         development=desk.development,
+        product=case.product,
     )
 
 
@@ -248,7 +279,9 @@ class _Case:
     request: ReleaseRequest
     challenge: Challenge
     now: datetime
+    progress: Progress
     document: AppIdentity | None = None
+    product: Product | None = None
 
     async def worth(
         self, evidence: SnpEvidence, document_check: Check, product: Product
@@ -321,5 +354,12 @@ class _Case:
             revision=revision,
         )
         if spend or self.desk.stranger_budget.take(self.now):
+            self.progress.at(Step.RECORD)
             await self.desk.decisions.record(entry, self.challenge.expires_at if spend else None)
-        return Refused(release_id=self.submission.release_id, code=code, reasons=entry.reasons, checks=checks)
+        return Refused(
+            release_id=self.submission.release_id,
+            code=code,
+            reasons=entry.reasons,
+            checks=checks,
+            product=self.product,
+        )

@@ -17,6 +17,7 @@ from kms.policy.trust import PolicyTrust
 from kms.policy_following import FollowedPolicies
 from kms.wiring.core import PolicyParts, policy_parts
 from kms.wiring.stores import new_id
+from tests.recording import recorder
 from tests.roots import MemoryRoot
 
 ROOT = MemoryRoot()
@@ -30,6 +31,7 @@ async def open_parts(
     return policy_parts(
         engine,
         seal=RowSeal(await ROOT.prf(FOUNDING_EPOCH, rows_message())),
+        recorder=recorder(),
         kms_identity=identity.public_key,
         trust=trust,
         anchor=FileAnchor(folder / "anchor.json"),

@@ -26,19 +26,24 @@ from kms.database.collateral import CollateralDatabase
 from kms.database.decisions import DecisionStore
 from kms.database.engine import SQLITE_FILE, open_engine, reading, sqlite_url
 from kms.database.migrate import migrate
-from kms.database.schema import decisions as decisions_table
+from kms.database.schema import entries as entries_table
 from kms.database.schema import spent_challenges
 from kms.desk import ReleaseDesk
 from kms.encoding import b64url
 from kms.http.app import create_app
 from kms.http.authentication import RequestAuthentication
 from kms.http.limits import AddressLimiter
+from kms.http.places import Places
+from kms.http.release_gate import BODIES, ReleaseGate
 from kms.http.routes import Readiness
+from kms.http.shares import Shares
+from kms.http.total_limit import TotalLimit
 from kms.kds.client import KdsClient
 from kms.kds.service import CollateralService
 from kms.keys.envelope import Payload, open_envelope
 from kms.keys.opening import RecipientKey
 from kms.keys.sealing import Suite
+from kms.ledger.entries import DECISION
 from kms.measurement.launch import LaunchDescription, os_image_hash
 from kms.packaged import load_advisories, packaged_folder
 from kms.policy.revision import Revision
@@ -56,8 +61,9 @@ from kms.snp.revocation import Revocation, RevocationMode
 from kms.snp.roots import TrustedRoots
 from kms.wiring import new_id
 from kms.wiring.keys import key_parts
-from kms.wiring.office import build_office
+from kms.wiring.office import build_office, public_ledger
 from tests.changer import ROOT, open_parts, put
+from tests.recording import SERVER
 
 APP_ID = "86e59625be93207bc2351c4d1bba20037cec8e16"
 COMPOSE_HASH = sha256(b"compose").hexdigest()
@@ -241,8 +247,8 @@ class World:
 
     async def records(self) -> list[Record]:
         """Give the audit record, oldest first."""
-        columns = decisions_table.c
-        query = select(columns.entry, columns.salt).order_by(columns.id)
+        columns = entries_table.c
+        query = select(columns.entry, columns.salt).where(columns.kind == DECISION).order_by(columns.id)
         async with reading(self.engine) as connection:
             rows = (await connection.execute(query)).all()
         return [Record(row.entry, row.salt, json.loads(row.entry)) for row in rows]
@@ -348,10 +354,10 @@ async def open_world(
         return now[0]
 
     anchor = FileAnchor(folder / "anchor.json")
-    keys = await key_parts(engine, ROOT, anchor=anchor, clock=clock)
+    keys = await key_parts(engine, ROOT, anchor=anchor, clock=clock, server=SERVER)
     parts = await open_parts(engine, folder, clock, trust)
     followed = parts.followed
-    decisions = DecisionStore(engine, clock)
+    decisions = DecisionStore(engine, clock, keys.recorder)
     roots = TrustedRoots.with_development([load_der(hierarchy.ark.certificate)])
     collateral = CollateralService(
         store=CollateralDatabase(engine, clock),
@@ -391,9 +397,11 @@ async def open_world(
         desk,
         readiness=Readiness(reasons=ready),
         limiter=limiter or AddressLimiter(1_000_000, 1_000_000, lambda: 0.0),
+        gate=ReleaseGate(TotalLimit(1_000_000, 1_000_000, lambda: 0.0), Places(1024), Shares(BODIES)),
         new_request_id=new_id,
         tls_ca=None,
         office=office,
+        ledger=public_ledger(engine, keys),
         authenticate=RequestAuthentication(
             Authentication(register=parts.register, clock=clock),
             oidc=None,

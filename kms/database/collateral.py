@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import structlog
 from sqlalchemy import Row, delete, func, or_, select, update
-from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from kms.database.dialect import insert_or
 from kms.database.engine import reading, writing
 from kms.database.schema import certificates, collateral_claims, revocation_lists
 from kms.errors import MalformedEvidence
@@ -153,18 +153,17 @@ class CollateralDatabase:
         """
         now = self._clock()
         end = now + timedelta(seconds=seconds)
-        mine = insert_or(collateral_claims).values(what=what, owner=owner, expires_at=timestamp(end))
         free = or_(
-            collateral_claims.c.owner == mine.excluded.owner,
+            collateral_claims.c.owner == owner,
             collateral_claims.c.expires_at <= timestamp(now),
             collateral_claims.c.expires_at > timestamp(end + _LEAP),
         )
-        taken = mine.on_conflict_do_update(
-            index_elements=[collateral_claims.c.what],
-            set_={"owner": mine.excluded.owner, "expires_at": mine.excluded.expires_at},
-            where=free,
-        )
+        values = {"owner": owner, "expires_at": timestamp(end)}
         async with writing(self._engine) as connection:
+            mine = insert_or(connection, collateral_claims).values(what=what, **values)
+            taken = mine.on_conflict_do_update(
+                index_elements=[collateral_claims.c.what], set_=values, where=free
+            )
             return (await connection.execute(taken)).rowcount == 1
 
     async def release(self, what: str, owner: str) -> None:
@@ -210,7 +209,7 @@ async def _keep_certificates(
         await connection.execute(delete(certificates).where(certificates.c.fingerprint.in_(outlived)))
     if not rows:
         return 0
-    new = insert_or(certificates)
+    new = insert_or(connection, certificates)
     told = [each for each in certificates.c if each.name not in _NOT_OF_THE_DER]
     mending = new.on_conflict_do_update(
         index_elements=[certificates.c.fingerprint],
@@ -256,7 +255,7 @@ async def _keep_list(connection: AsyncConnection, item: StoredRevocationList, no
         "source": item.source,
         "kept_at": timestamp(now),
     }
-    new = insert_or(revocation_lists).values(ark=ark, signer=signer, product=product, **values)
+    new = insert_or(connection, revocation_lists).values(ark=ark, signer=signer, product=product, **values)
     if (await connection.execute(new.on_conflict_do_nothing())).rowcount == 1:
         return 1
     place = (

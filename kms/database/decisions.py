@@ -7,60 +7,80 @@ for many, and each decision still succeeds or fails alone.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 import structlog
-from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as insert_or
+from sqlalchemy import Float, cast, delete, extract, func, insert, null, select, update
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kms.background import Background
+from kms.database.dialect import insert_or, is_postgresql
 from kms.database.engine import reading, writing
+from kms.database.recording import LAST_PLACES, Recorder, last_place
 from kms.database.schema import active_policy, decisions, installation, key_epochs, spent_challenges
 from kms.errors import ChallengeUsed, LedgerUnavailable
 from kms.ledger.entries import DecisionEntry, timestamp
+from kms.ledger.sealed_entry import SealedEntry
 from kms.ports import Clock, EpochsMoved, PolicyMoved
 
 _log = structlog.get_logger("kms.decisions")
 
 _MOST_IN_ONE_COMMIT: Final = 256
-_MOST_WAITING: Final = 4096
+MOST_WAITING: Final = 4096
 _PURGE_EVERY: Final = timedelta(minutes=1)
 # An expired challenge is refused by its date. Spent ones are kept longer all the same, so that a clock
 # that is set back does not make one good again.
 _KEEP_SPENT: Final = timedelta(days=2)
 _LEAP: Final = timedelta(hours=1)
+# By which the clock of this machine may differ from that of the database's.
+_SKEW: Final = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     entry: DecisionEntry
-    canonical: bytes
+    sealed: SealedEntry
     challenge_expires_at: datetime | None
     done: "asyncio.Future[None]"
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What decisions must still agree with while they are written: nothing changes it meanwhile."""
+    """What decisions must still agree with while they are written: nothing changes it meanwhile.
+
+    `last` is the place of what was recorded last.
+    """
 
     revision: str | None
     retired: frozenset[int]
+    last: int
 
 
 class DecisionStore:
-    """Implements `kms.ports.Decisions` on SQLite. `start` it before use, `stop` it after the last request."""
+    """Implements `kms.ports.Decisions`. `start` it before use, `stop` it after the last request.
+
+    `elapsed` gives seconds; `observe` is told of each commit how many decisions it tried and how many seconds
+    it took, or None where it failed.
+    """
 
     def __init__(
-        self, engine: AsyncEngine, clock: Clock, *, elapsed: Callable[[], float] = time.monotonic
+        self,
+        engine: AsyncEngine,
+        clock: Clock,
+        recorder: Recorder,
+        *,
+        elapsed: Callable[[], float] = time.monotonic,
+        observe: Callable[[int, float | None], None] = lambda _number, _seconds: None,
     ) -> None:
         self._engine = engine
         self._clock = clock
-        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(_MOST_WAITING)
+        self._recorder = recorder
+        self._observe = observe
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(MOST_WAITING)
         self._elapsed = elapsed
         self._purged: tuple[datetime, float] | None = None
         self._purge_not_before = 0.0
@@ -71,6 +91,11 @@ class DecisionStore:
     def alive(self) -> bool:
         """Whether decisions are being written."""
         return self._writer.alive
+
+    @property
+    def waiting(self) -> int:
+        """How many decisions wait to be written, of at most `MOST_WAITING`."""
+        return self._queue.qsize()
 
     async def writable(self) -> bool:
         """Say whether the record can be written: tried anew only after it could not."""
@@ -106,10 +131,9 @@ class DecisionStore:
         """Make a decision durable; see `kms.ports.Decisions.record`."""
         if not self._writer.alive:
             raise LedgerUnavailable("the record is not being written", reason="ledger-stopped")
-        # The bytes are made here: an entry that has none must fail alone, and outside the write lock.
-        waiting = _Waiting(
-            entry, entry.canonical, challenge_expires_at, asyncio.get_running_loop().create_future()
-        )
+        # The bytes and the MAC are made here: an entry that has none must fail alone, and outside the lock.
+        sealed = self._recorder.decision(entry)
+        waiting = _Waiting(entry, sealed, challenge_expires_at, asyncio.get_running_loop().create_future())
         try:
             self._queue.put_nowait(waiting)
         except asyncio.QueueFull:
@@ -133,21 +157,48 @@ class DecisionStore:
                 self._queue.task_done()
 
     async def _write(self, batch: list[_Waiting]) -> list[Exception | None]:
-        outcomes: list[Exception | None] = []
+        began = self._elapsed()
         try:
             async with writing(self._engine) as connection:
-                state = await _state(connection)
+                state = await self._state(connection)
                 await self._purge(connection)
-                outcomes.extend([await _write_one(connection, waiting, state) for waiting in batch])
+                outcomes = await _spend(connection, batch, state)
+                accepted = [each for each, outcome in zip(batch, outcomes, strict=True) if outcome is None]
+                sealed = [each.sealed for each in accepted]
+                last = await self._recorder.insert(connection, sealed, last=state.last)
+                if accepted:
+                    await connection.execute(insert(decisions), [_look_up(each.entry) for each in accepted])
         except LedgerUnavailable as error:
             # Nothing of the batch is there. Whoever waits is told so, and no key leaves.
             if len(batch) > 1 and _is_of_one_entry(error.__cause__):
                 return [(await self._write([waiting]))[0] for waiting in batch]
-            _log.error("decisions-not-written", cause=error.detail, count=len(batch))
+            _log.error("decisions-not-written", cause=error.detail, reason=error.reason, count=len(batch))
             self._failing = True
-            return [LedgerUnavailable(error.detail) for _ in batch]
+            self._observe(len(batch), None)
+            return [LedgerUnavailable(error.detail, reason=error.reason) for _ in batch]
+        self._recorder.committed(last)
         self._failing = False
+        self._observe(len(batch), self._elapsed() - began)
         return outcomes
+
+    async def _state(self, connection: AsyncConnection) -> _State:
+        """Look at what may have changed since the releases looked; that it is authentic, they have seen.
+
+        Raises:
+            LedgerUnavailable: reason ``clock-differs``: nobody could say when anything was decided.
+
+        """
+        clock: Any = _DATABASE_CLOCK if is_postgresql(connection) else null()
+        row = (await connection.execute(select(*_STATE, clock.label("clock")))).one()
+        if row.clock is not None and abs(datetime.fromtimestamp(row.clock, UTC) - self._clock()) > _SKEW:
+            raise LedgerUnavailable(
+                "the clock of this machine and that of the database's differ", reason="clock-differs"
+            )
+        retired: frozenset[int] = frozenset()
+        if row.retired:
+            ended = select(key_epochs.c.epoch).where(key_epochs.c.retired_at.is_not(None))
+            retired = frozenset((await connection.execute(ended)).scalars())
+        return _State(row.revision, retired, last_place(row))
 
     async def _purge(self, connection: AsyncConnection) -> None:
         """Forget spent challenges that are long past.
@@ -190,44 +241,60 @@ def _tell(batch: list[_Waiting], outcomes: list[Exception | None]) -> None:
             waiting.done.set_exception(outcome)
 
 
-async def _state(connection: AsyncConnection) -> _State:
-    # Only what may have changed since the release looked: that it is authentic, the release itself has seen.
-    found = (await connection.execute(select(active_policy.c.revision))).first()
-    retired = await connection.execute(select(key_epochs.c.epoch).where(key_epochs.c.retired_at.is_not(None)))
-    return _State(None if found is None else found.revision, frozenset(retired.scalars()))
+# One question to the database: each one more would hold the lock longer.
+_STATE: Final = (
+    select(active_policy.c.revision).scalar_subquery().label("revision"),
+    select(func.count()).where(key_epochs.c.retired_at.is_not(None)).scalar_subquery().label("retired"),
+    *LAST_PLACES,
+)
+_DATABASE_CLOCK: Final = cast(extract("epoch", func.clock_timestamp()), Float)
 
 
-async def _write_one(connection: AsyncConnection, waiting: _Waiting, state: _State) -> Exception | None:
-    entry = waiting.entry
+async def _spend(
+    connection: AsyncConnection, batch: Sequence[_Waiting], state: _State
+) -> list[Exception | None]:
+    """Spend the challenges of those that may be recorded, and say of each whether it may."""
+    outcomes = [_moved(each.entry, state) for each in batch]
+    rows: dict[bytes, dict[str, object]] = {}
+    for number, waiting in enumerate(batch):
+        challenge, expires_at = waiting.entry.challenge, waiting.challenge_expires_at
+        if outcomes[number] is not None or challenge is None or expires_at is None:
+            continue
+        if challenge in rows:
+            outcomes[number] = ChallengeUsed("this challenge was already spent")
+            continue
+        rows[challenge] = {"challenge": challenge, "expires_at": int(expires_at.timestamp())}
+    if not rows:
+        return outcomes
+    # One statement decides who wins (field lesson 36): the primary key, not a look before the leap.
+    spending = insert_or(connection, spent_challenges).on_conflict_do_nothing()
+    wins = spending.returning(spent_challenges.c.challenge)
+    won = set((await connection.execute(wins, list(rows.values()))).scalars())
+    for number, waiting in enumerate(batch):
+        challenge = waiting.entry.challenge
+        if outcomes[number] is None and challenge in rows and challenge not in won:
+            outcomes[number] = ChallengeUsed("this challenge was already spent")
+    return outcomes
+
+
+def _moved(entry: DecisionEntry, state: _State) -> Exception | None:
     if entry.policy_revision is not None and entry.policy_revision != state.revision:
         return PolicyMoved(entry.policy_revision)
-    if not state.retired.isdisjoint(entry.epochs):
-        return EpochsMoved(entry.epochs)
-    if entry.challenge is not None and waiting.challenge_expires_at is not None:
-        # One statement decides who wins (field lesson 36): the primary key, not a look before the leap.
-        spent = await connection.execute(
-            insert_or(spent_challenges)
-            .values(challenge=entry.challenge, expires_at=int(waiting.challenge_expires_at.timestamp()))
-            .on_conflict_do_nothing()
-        )
-        if spent.rowcount != 1:
-            return ChallengeUsed("this challenge was already spent")
+    return None if state.retired.isdisjoint(entry.epochs) else EpochsMoved(entry.epochs)
+
+
+def _look_up(entry: DecisionEntry) -> dict[str, object]:
     boot_info = entry.boot_info
     app_id = None if boot_info is None else boot_info.app_id
     chip_id = None if boot_info is None else boot_info.chip_id
-    await connection.execute(
-        insert(decisions).values(
-            id=entry.release_id,
-            decided_at=timestamp(entry.decided_at),
-            outcome=entry.outcome,
-            code=entry.code,
-            app_id=None if app_id is None else app_id.hex(),
-            chip_id=None if chip_id is None else chip_id.hex(),
-            image=None if boot_info is None else boot_info.image,
-            measurement=None if boot_info is None else boot_info.measurement.hex(),
-            policy_revision=entry.policy_revision,
-            entry=waiting.canonical,
-            salt=entry.salt,
-        )
-    )
-    return None
+    return {
+        "id": entry.release_id,
+        "decided_at": timestamp(entry.decided_at),
+        "outcome": entry.outcome,
+        "code": entry.code,
+        "app_id": None if app_id is None else app_id.hex(),
+        "chip_id": None if chip_id is None else chip_id.hex(),
+        "image": None if boot_info is None else boot_info.image,
+        "measurement": None if boot_info is None else boot_info.measurement.hex(),
+        "policy_revision": entry.policy_revision,
+    }

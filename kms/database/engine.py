@@ -1,22 +1,28 @@
 """Connections to the database, set so that a commit is on stable storage when it returns."""
 
+import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlencode
 
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from kms.errors import ConfigurationError, LedgerUnavailable
+from kms.database.dialect import POSTGRESQL, is_postgresql
+from kms.database.faults import database_fault
+from kms.errors import ConfigurationError
 
 SQLITE_FILE: Final = "kms.sqlite3"
+_SQLITE: Final = "sqlite+aiosqlite"
+_POSTGRESQL: Final = "postgresql+asyncpg"
 _WRITES: Final = "kms_writes"
 _LOCKED_TRIES: Final = 250
 _LOCKED_PAUSE: Final = 0.02  # seconds, at most 5 in all, and only while a file is new
@@ -27,6 +33,35 @@ _PRAGMAS: Final = (
     # FULL: a committed transaction survives a power cut, in WAL mode too (sqlite.org/pragma.html).
     "PRAGMA synchronous=FULL",
     "PRAGMA foreign_keys=ON",
+)
+
+_CONNECTIONS: Final = 10
+_CONNECT_WITHIN: Final = 5.0  # seconds
+_ANSWER_WITHIN: Final = 10.0  # seconds, for all that is asked on a connection before it is given back
+# postgresql.org/docs/current/runtime-config-client.html: settings of a session, in milliseconds.
+_SESSION: Final = {
+    "application_name": "attested-kms",
+    # Each statement sees what was committed before it. At any other level a transaction would see what there
+    # was before it waited for the write lock: a policy that was replaced meanwhile.
+    "default_transaction_isolation": "read committed",
+    # A committed transaction survives a power cut, whatever the database was told in general.
+    "synchronous_commit": "on",
+    # A server that stands still in the middle of a transaction must not hold up the others.
+    "idle_in_transaction_session_timeout": "1500",
+    "lock_timeout": "5000",
+    "statement_timeout": "9000",
+    # And one that is gone without a word is noticed.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+# Of a URL, beside `host` for the folder of a socket: as libpq names them.
+_URL_PARAMETERS: Final = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile"})
+# Any two numbers would do, if nobody else on this database used them: ASCII "KMS1" and 1.
+_TAKE_WRITE_LOCK: Final = text("SELECT pg_advisory_xact_lock(1263358769, 1)")
+_WITHOUT_LIMITS: Final = text(
+    "SELECT set_config(name, '0', true) FROM (VALUES ('statement_timeout'), ('lock_timeout'),"
+    " ('idle_in_transaction_session_timeout')) AS limits (name)"
 )
 
 
@@ -44,12 +79,16 @@ def check_database_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigurationError("KMS_DATABASE_URL is not a database URL") from error
-    if parsed.drivername != "sqlite+aiosqlite":
+    except (ArgumentError, ValueError):
+        # Without the cause: it may repeat a piece of the URL, which may be one of a password.
+        raise ConfigurationError("KMS_DATABASE_URL is not a database URL") from None
+    if parsed.drivername == _POSTGRESQL:
+        return _checked_postgresql(parsed)
+    if parsed.drivername != _SQLITE:
         raise ConfigurationError(
-            f"this version keeps its data in SQLite, not in {parsed.drivername}",
-            remedy="leave KMS_DATABASE_URL unset, or write sqlite+aiosqlite:///PATH",
+            f"data is kept in SQLite or PostgreSQL, not in {parsed.drivername}",
+            remedy="leave KMS_DATABASE_URL unset, or write sqlite+aiosqlite:///PATH"
+            " or postgresql+asyncpg://USER@HOST/DATABASE",
         )
     if not parsed.database or parsed.database.startswith((":memory:", "file:")) or parsed.query:
         # In memory, every audit record and spent challenge would be gone at the next start; a `file:` URI
@@ -61,6 +100,29 @@ def check_database_url(url: str) -> URL:
     return parsed
 
 
+def _checked_postgresql(url: URL) -> URL:
+    if not url.database:
+        raise ConfigurationError(
+            "KMS_DATABASE_URL names no database", remedy="write postgresql+asyncpg://USER@HOST/DATABASE"
+        )
+    if url.host is not None and "@" in url.host:
+        # The rest of a password would be looked up as the name of a host, in the open.
+        raise ConfigurationError(
+            "KMS_DATABASE_URL names no host", remedy="write an @ in a password as %40, a / as %2F"
+        )
+    if unknown := sorted(url.query.keys() - _URL_PARAMETERS - {"host"}):
+        raise ConfigurationError(
+            f"KMS_DATABASE_URL has parameters that this version does not know: {', '.join(unknown)}",
+            remedy=f"leave them out; known are host, {', '.join(sorted(_URL_PARAMETERS))}",
+        )
+    return url
+
+
+def is_shared(url: str) -> bool:
+    """Say whether servers on other machines can be on this database too."""
+    return check_database_url(url).drivername == _POSTGRESQL
+
+
 def open_engine(url: str) -> AsyncEngine:
     """Open the database.
 
@@ -68,7 +130,10 @@ def open_engine(url: str) -> AsyncEngine:
         ConfigurationError: not a URL of a database that this version supports.
 
     """
-    engine = create_async_engine(check_database_url(url))
+    parsed = check_database_url(url)
+    if parsed.drivername == _POSTGRESQL:
+        return _open_postgresql(parsed)
+    engine = create_async_engine(parsed, hide_parameters=True)
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine
@@ -78,15 +143,25 @@ def open_engine(url: str) -> AsyncEngine:
 async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """Open a transaction that holds the write lock from its start, so that what it read stays true.
 
+    There is one such transaction at a time on the whole database, whichever server it is of. So what it
+    commits has an order, and what it has read (which policy is in force, which epochs are retired) nobody
+    changes before it ends. It must be short: nothing is computed in it that can be computed before.
+
     Raises:
-        LedgerUnavailable: the database did not do what it was asked; nothing of the transaction is there.
+        LedgerUnavailable: the database did not do what it was asked; its reason says why, where that is known
+            (kms/database/faults.py). Nothing of the transaction is there, unless it was the answer to the
+            commit that did not come: then all of it may be.
 
     """
-    with _translated():
-        async with engine.connect() as connection:
-            await connection.execution_options(**{_WRITES: True})
-            async with connection.begin():
-                yield connection
+    async with _connected(engine) as connection, _locked(connection):
+        yield connection
+
+
+@asynccontextmanager
+async def migrating(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Open a transaction as `writing` does, that may take as long as it takes."""
+    async with _connected(engine, within=None) as connection, _locked(connection, limited=False):
+        yield connection
 
 
 @asynccontextmanager
@@ -97,24 +172,67 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         LedgerUnavailable: the database did not answer.
 
     """
-    with _translated():
-        async with engine.connect() as connection:
-            yield connection
+    async with _connected(engine) as connection:
+        if is_postgresql(connection):
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+        yield connection
 
 
-def triggers_and_views(connection: Connection) -> list[str]:
-    """Name what no migration makes, and what could undo a revocation while it is written (SQLite)."""
-    query = text("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')")
-    return [f"{row.type} {row.name}" for row in connection.execute(query)]
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
+@asynccontextmanager
+async def _connected(
+    engine: AsyncEngine, within: float | None = _ANSWER_WITHIN
+) -> AsyncIterator[AsyncConnection]:
+    """Lend a connection, for some seconds where somebody may stand still at the other end of it."""
     try:
+        async with asyncio.timeout(within if engine.dialect.name == POSTGRESQL else None):
+            # What is cut off in the middle of a statement, by the limit or because nobody waits for it any
+            # more, SQLAlchemy closes and does not use again: the other end then rolls back.
+            async with engine.connect() as connection:
+                yield connection
+    except (SQLAlchemyError, OSError) as error:
+        # Errors of drivers come wrapped, but for those of sockets.
+        raise database_fault(error) from error
+
+
+@asynccontextmanager
+async def _locked(connection: AsyncConnection, *, limited: bool = True) -> AsyncIterator[None]:
+    if not is_postgresql(connection):
+        await connection.execution_options(**{_WRITES: True})
+    async with connection.begin():
+        if is_postgresql(connection):
+            if not limited:
+                await connection.execute(_WITHOUT_LIMITS)
+            # Given back at the end of the transaction, also of one whose client is gone or stands still
+            # (idle_in_transaction_session_timeout).
+            await connection.execute(_TAKE_WRITE_LOCK)
         yield
-    except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
-        raise LedgerUnavailable(f"the database: {type(cause).__name__}: {cause}") from error
+
+
+def _open_postgresql(url: URL) -> AsyncEngine:
+    to_driver = {name: value for name, value in url.query.items() if name in _URL_PARAMETERS}
+    engine = create_async_engine(
+        url.difference_update_query(to_driver),
+        connect_args={
+            # SQLAlchemy knows these parameters by other names, or not at all; the driver by libpq's.
+            "dsn": f"postgresql://?{urlencode(to_driver, doseq=True)}",
+            "timeout": _CONNECT_WITHIN,
+            "server_settings": _SESSION,
+        },
+        pool_size=_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=_ANSWER_WITHIN,
+        hide_parameters=True,
+    )
+    event.listen(engine.sync_engine, "checkout", _require_open)
+    return engine
+
+
+def _require_open(
+    connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection
+) -> None:
+    """Let the pool connect anew where PostgreSQL has said goodbye, as at its restart. Asks nothing."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError("PostgreSQL closed the connection")
 
 
 def _prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

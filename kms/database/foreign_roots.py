@@ -16,14 +16,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from kms.database.actions import insert_action
 from kms.database.engine import reading, writing
+from kms.database.recording import Recorder
 from kms.database.schema import foreign_roots
 from kms.errors import KeysConflict, LedgerUnavailable
 from kms.keys.dstack import ROOT_LENGTH, DstackRoots
 from kms.labels import ROOT_FOREIGN, frame, labelled
 from kms.ledger.actions import OperatorAction
-from kms.ledger.entries import SALT_LENGTH, timestamp
+from kms.ledger.entries import timestamp
 from kms.ports import Clock, Randomness
 
 _KEY_LENGTH: Final = 32
@@ -43,7 +43,13 @@ class ForeignRootStore:
     """
 
     def __init__(
-        self, engine: AsyncEngine, clock: Clock, key: bytes, *, randomness: Randomness = secrets.token_bytes
+        self,
+        engine: AsyncEngine,
+        clock: Clock,
+        key: bytes,
+        *,
+        recorder: Recorder,
+        randomness: Randomness = secrets.token_bytes,
     ) -> None:
         """Take the first 32 bytes of the root PRF's output for `root_messages.foreign_message`.
 
@@ -56,6 +62,7 @@ class ForeignRootStore:
         self._engine = engine
         self._clock = clock
         self._cipher = AESGCM(key)
+        self._recorder = recorder
         self._randomness = randomness
 
     async def dstack(self) -> DstackRoots | None:
@@ -90,7 +97,7 @@ class ForeignRootStore:
                     imported_by=action.actor.name,
                 )
             )
-            await insert_action(connection, action, self._randomness(SALT_LENGTH))
+            await self._recorder.record_action(connection, action)
         return True
 
     def _must_write(self, sealed: object, roots: DstackRoots, *, replace: bool) -> bool:

@@ -8,7 +8,6 @@ before. A server that has never seen this database believes what it is shown fir
 anchor of another.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +17,8 @@ from typing import Final
 from sqlalchemy import Table, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from kms.database.actions import insert_action
-from kms.database.engine import reading, triggers_and_views, writing
+from kms.database.dialect import triggers_and_views
+from kms.database.engine import reading, writing
 from kms.database.installation import adopt_check_values, stored_check_values
 from kms.database.key_changes import (
     Alarm,
@@ -32,16 +31,16 @@ from kms.database.key_changes import (
 )
 from kms.database.key_memory import KeyMemory
 from kms.database.key_rows import KeyRows, Values
-from kms.database.records import entries_after
+from kms.database.recording import Recorder
+from kms.database.records import decisions_after
 from kms.database.schema import key_epochs, key_identities
 from kms.errors import ConfigurationError, KeysConflict, LedgerUnavailable
 from kms.keys.epochs import Epoch, EpochTable, KeyProgress
 from kms.keys.root_messages import FOUNDING_EPOCH
 from kms.keys.row_seal import RowSeal
 from kms.ledger.actions import OperatorAction
-from kms.ledger.entries import SALT_LENGTH
 from kms.operator_ports import Generation, LastLook, SeenKeys
-from kms.ports import Clock, Randomness
+from kms.ports import Clock
 from kms.strict_json import JsonValue
 
 # The first epoch was always in use. With the time of the first start, a server whose clock is behind that of
@@ -59,14 +58,14 @@ class KeyStore:
         seal: RowSeal,
         *,
         anchor: SeenKeys,
-        randomness: Randomness = secrets.token_bytes,
+        recorder: Recorder,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._rows = KeyRows(seal)
         self._memory = KeyMemory(anchor, monotonic=monotonic)
-        self._randomness = randomness
+        self._recorder = recorder
         self._verified: tuple[tuple[Values, ...], EpochTable] | None = None
         self._alarm = Alarm(monotonic)
 
@@ -124,7 +123,7 @@ class KeyStore:
                 rows = [self._rows.of_generation(each) for each in missing]
                 await connection.execute(insert(key_identities), rows)
             await adopt_check_values(connection, check_values, self._clock())
-            await insert_action(connection, action, self._randomness(SALT_LENGTH))
+            await self._recorder.record_action(connection, action)
             await self._require_epochs(connection, table)
         await self._memory.keep_committed(self._memory.believed(progress))
         return True
@@ -166,7 +165,7 @@ class KeyStore:
                 await adopt_check_values(connection, values, self._clock())
             except ConfigurationError as error:
                 raise KeysConflict(error.detail, reason="root-key-changed") from error
-            await insert_action(connection, action, self._randomness(SALT_LENGTH))
+            await self._recorder.record_action(connection, action)
             await self._require_epochs(connection, grown)
             if not values.items() <= (await stored_check_values(connection)).items():
                 raise LedgerUnavailable("the database did not keep the key-check value that it was given")
@@ -202,14 +201,16 @@ class KeyStore:
             table = self._read_epochs(await _all(connection, key_epochs))
             require_unchanged(old, table.epoch(old.number))
             # The write lock is held: whoever took a key of this epoch is recorded, or will not get it.
-            late = () if after is None else await entries_after(connection, after)
+            late: list[tuple[int, JsonValue]] = []
+            if after is not None:
+                late = (await decisions_after(connection, after, self._recorder)).decisions
             action = decide([entry for _, entry in late])
             changed = table.with_epoch(new)
             # What was there may lack something: by a move, operators mend that what was in use waits again.
             self._require_progress(changed, seen)
             this = key_epochs.c.epoch == old.number
             await connection.execute(update(key_epochs).where(this).values(self._rows.of_epoch(new)))
-            await insert_action(connection, action, self._randomness(SALT_LENGTH))
+            await self._recorder.record_action(connection, action)
             await self._require_epochs(connection, changed)
         await self._keep_changed(seen, changed, new)
 
@@ -239,7 +240,7 @@ class KeyStore:
             if generation.number != before.generations + 1:
                 raise ValueError("not the next generation")
             await connection.execute(insert(key_identities).values(self._rows.of_generation(generation)))
-            await insert_action(connection, action, self._randomness(SALT_LENGTH))
+            await self._recorder.record_action(connection, action)
             await self._require_no_triggers(connection)
             written, progress = self._verify_generations(await _all(connection, key_identities), seen)
             if written != (*there, generation):

@@ -7,9 +7,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, inspect, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from kms.database.engine import triggers_and_views, writing
+from kms.database.dialect import is_postgresql, triggers_and_views
+from kms.database.engine import migrating
 from kms.database.schema import installation
 from kms.errors import ConfigurationError, LedgerUnavailable
 
@@ -29,7 +30,7 @@ async def migrate(engine: AsyncEngine, scripts: Path) -> None:
     directory = ScriptDirectory(str(scripts))
     known = {script.revision for script in directory.walk_revisions()}
     try:
-        async with writing(engine) as connection:
+        async with migrating(engine) as connection:
             tables = set(await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
             found = await connection.run_sync(_versions) if _VERSION_TABLE in tables else set()
             if not found <= known:
@@ -47,6 +48,8 @@ async def migrate(engine: AsyncEngine, scripts: Path) -> None:
                     remedy="set KMS_DATABASE_URL to a database of attested-kms, or to a new file; "
                     "nothing was changed",
                 )
+            if is_postgresql(connection):
+                await _require_unicode(connection)
             if foreign := await connection.run_sync(triggers_and_views):
                 raise ConfigurationError(
                     f"the database does things of its own: {', '.join(foreign)}",
@@ -61,6 +64,15 @@ async def migrate(engine: AsyncEngine, scripts: Path) -> None:
         ) from error
     except CommandError as error:
         raise ConfigurationError(f"the database cannot be migrated: {error}") from error
+
+
+async def _require_unicode(connection: AsyncConnection) -> None:
+    encoding = (await connection.execute(text("SHOW server_encoding"))).scalar_one()
+    if encoding != "UTF8":
+        raise ConfigurationError(
+            f"the database keeps texts in the encoding {encoding}, which has not all characters",
+            remedy="make it anew: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0",
+        )
 
 
 def _versions(connection: Connection) -> set[str]:

@@ -10,7 +10,6 @@ Nothing in the same database could tell, for it can be put back as well. What li
 is in the MAC: that is why tokens always have one, and what speaks for one with a certificate too.
 """
 
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,15 +21,15 @@ from sqlalchemy import ColumnElement, RowMapping, delete, insert, or_, select, u
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kms.administration.register import Entry, LastAdmin, NotAuthentic, Operator, Standing
-from kms.database.actions import insert_action
 from kms.database.engine import reading, writing
+from kms.database.recording import Recorder
 from kms.database.schema import operators
 from kms.errors import LedgerUnavailable, OperatorExists
 from kms.keys.row_seal import RowSeal, optional
 from kms.ledger.actions import OperatorAction
-from kms.ledger.entries import SALT_LENGTH, timestamp
+from kms.ledger.entries import timestamp
 from kms.operators import Role
-from kms.ports import Clock, Randomness
+from kms.ports import Clock
 
 _log = structlog.get_logger("kms.operators")
 
@@ -50,13 +49,13 @@ class OperatorStore:
         clock: Clock,
         seal: RowSeal,
         *,
-        randomness: Randomness = secrets.token_bytes,
+        recorder: Recorder,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._seal = seal
-        self._randomness = randomness
+        self._recorder = recorder
         self._monotonic = monotonic
         self._reported: dict[str, float] = {}
         self._touched: dict[str, datetime] = {}
@@ -72,7 +71,7 @@ class OperatorStore:
             await connection.execute(delete(operators).where(operators.c.name == operator.name))
             await connection.execute(insert(operators).values(self._sealed(operator)))
             await self._require_written(connection, operator)
-            await insert_action(connection, action, self._randomness(SALT_LENGTH))
+            await self._recorder.record_action(connection, action)
 
     async def revoke(
         self, name: str, at: datetime, action: OperatorAction, *, keep_an_admin: bool
@@ -90,7 +89,7 @@ class OperatorStore:
             sealed = self._sealed(revoked)
             await connection.execute(update(operators).where(operators.c.name == name).values(sealed))
             await self._require_written(connection, revoked)
-            await insert_action(connection, action, self._randomness(SALT_LENGTH))
+            await self._recorder.record_action(connection, action)
         return revoked
 
     async def entries(self, *, after: str | None, limit: int) -> tuple[Entry, ...]:

@@ -5,20 +5,19 @@ key, a body only if it hashes to its name, and signatures are verified by whoeve
 """
 
 import asyncio
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Row, delete, insert, select
-from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kms.background import collector_at_rest
-from kms.database.actions import insert_action
-from kms.database.engine import reading, triggers_and_views, writing
+from kms.database.dialect import insert_or, triggers_and_views
+from kms.database.engine import reading, writing
 from kms.database.policy_files import packed, unpacked
 from kms.database.policy_rows import PolicyRows, read_signature, statement_digest
+from kms.database.recording import Recorder
 from kms.database.schema import (
     active_policy,
     policy_changes,
@@ -29,7 +28,7 @@ from kms.database.schema import (
 from kms.errors import LedgerUnavailable, PolicyRefused
 from kms.keys.row_seal import RowSeal
 from kms.ledger.actions import OperatorAction
-from kms.ledger.entries import SALT_LENGTH, timestamp
+from kms.ledger.entries import timestamp
 from kms.policy.history import Head, PolicyChange, PolicySignature
 from kms.policy.revision import Revision
 from kms.policy.statement import Statement
@@ -48,11 +47,14 @@ class PolicyStore:
     Every method raises `LedgerUnavailable` when the database does not answer.
     """
 
-    def __init__(self, engine: AsyncEngine, clock: Clock, *, seal: RowSeal, kms_identity: bytes) -> None:
+    def __init__(
+        self, engine: AsyncEngine, clock: Clock, *, seal: RowSeal, kms_identity: bytes, recorder: Recorder
+    ) -> None:
         self._engine = engine
         self._clock = clock
         self._rows = PolicyRows(seal)
         self._kms_identity = kms_identity
+        self._recorder = recorder
         self._kept: Revision | None = None
         # One at a time: a large one takes seconds of a processor, and memory of several times its size.
         self._loading = asyncio.Semaphore(1)
@@ -135,7 +137,7 @@ class PolicyStore:
         async with writing(self._engine) as connection:
             # A body that was altered by hand would otherwise stay, and nobody could apply the true one.
             await connection.execute(
-                insert_or(policy_revisions)
+                insert_or(connection, policy_revisions)
                 .values(values)
                 .on_conflict_do_update(
                     index_elements=["revision"],
@@ -162,7 +164,7 @@ class PolicyStore:
             )
             await _forget_proposals(connection, up_to=change.sequence, but=statement)
             if action is not None:
-                await insert_action(connection, action, secrets.token_bytes(SALT_LENGTH))
+                await self._recorder.record_action(connection, action)
             await self._require_written(connection, change)
 
     async def _require_written(self, connection: AsyncConnection, change: PolicyChange) -> None:
@@ -192,7 +194,8 @@ class PolicyStore:
                 raise PolicyRefused(
                     f"{_MOST_PROPOSALS} proposals wait for signatures already", reason="too-many-proposals"
                 )
-            await connection.execute(insert_or(policy_proposals).values(values).on_conflict_do_nothing())
+            proposing = insert_or(connection, policy_proposals).values(values)
+            await connection.execute(proposing.on_conflict_do_nothing())
 
     async def proposals(self, revision: str | None = None) -> tuple[PolicyChange, ...]:
         """Give the proposals, newest first; see `PolicyHistory.proposals`."""
@@ -210,7 +213,7 @@ class PolicyStore:
         values = {"format": signature.format.value, "signature": signature.signature}
         async with writing(self._engine) as connection:
             await connection.execute(
-                insert_or(policy_signatures)
+                insert_or(connection, policy_signatures)
                 .values(
                     statement=statement_digest(statement),
                     public_key=signature.public_key.hex(),

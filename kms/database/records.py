@@ -2,31 +2,33 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Integer, Row, Select, func, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kms.database.engine import reading
+from kms.database.recording import Recorder
 from kms.database.schema import decisions
+from kms.database.schema import entries as recorded
 from kms.errors import NotFound
-from kms.ledger.entries import timestamp
+from kms.ledger.entries import DECISION, timestamp
 from kms.ledger.recorded import RecordDamaged
 from kms.operator_ports import RecordFilter
 from kms.strict_json import JsonValue
 
 _PAGE: Final = 100  # entries of ten kilobytes each
 _columns = decisions.c
-# SQLite numbers rows in the order in which they were written, and no decision is ever deleted.
-_place: Final = literal_column("decisions.rowid", Integer)
 
 
 class DecisionRecords:
-    """Implements `kms.operator_ports.Records` on the table of decisions."""
+    """Implements `kms.operator_ports.Records` on the tables of decisions and entries."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, recorder: Recorder) -> None:
         self._engine = engine
+        self._recorder = recorder
 
     async def entry(self, release_id: str) -> dict[str, JsonValue] | None:
         """Give one recorded entry; see `Records.entry`."""
@@ -62,35 +64,56 @@ class DecisionRecords:
 
     async def end(self) -> int:
         """Give the place of what was recorded last; see `Records.end`."""
-        [row] = await self._rows(select(func.coalesce(func.max(_place), 0)).select_from(decisions))
+        [row] = await self._rows(select(func.coalesce(func.max(recorded.c.place), 0)))
         return int(row[0])
 
     async def scan_after(self, place: int) -> AsyncIterator[tuple[int, JsonValue]]:
         """Give every entry that was recorded after a place; see `Records.scan_after`."""
         while True:
             async with reading(self._engine) as connection:
-                entries = await entries_after(connection, place, limit=_PAGE)
-            if not entries:
-                return
-            for each in entries:
+                found = await decisions_after(connection, place, self._recorder, limit=_PAGE)
+            for each in found.decisions:
                 yield each
-            place = entries[-1][0]
+            if found.last == place:
+                return
+            place = found.last
 
     async def _rows(self, query: Select[Any]) -> list[Row[Any]]:
         async with reading(self._engine) as connection:
             return list((await connection.execute(query)).all())
 
 
-async def entries_after(
-    connection: AsyncConnection, place: int, *, limit: int | None = None
-) -> list[tuple[int, JsonValue]]:
-    """Give the entries that were recorded after a place, each with its own, on the caller's connection."""
-    query = select(_place.label("place"), _columns.entry).where(_place > place).order_by(_place).limit(limit)
-    return [(row.place, _json(row)) for row in await connection.execute(query)]
+@dataclass(frozen=True, slots=True)
+class RecordedAfter:
+    """Decisions with their places, None for what cannot be believed to be none; and the last place read."""
+
+    decisions: list[tuple[int, JsonValue]]
+    last: int
+
+
+async def decisions_after(
+    connection: AsyncConnection, place: int, recorder: Recorder, *, limit: int | None = None
+) -> RecordedAfter:
+    """Give what was recorded after a place, on the caller's connection, in order.
+
+    What was removed, or was not written by a server of this KMS, may have been a decision: it is given as one
+    that is no JSON.
+    """
+    query = select(recorded).where(recorded.c.place > place).order_by(recorded.c.place).limit(limit)
+    found: list[tuple[int, JsonValue]] = []
+    for row in await connection.execute(query):
+        if row.place != place + 1:
+            found.append((row.place - 1, None))
+        place = row.place
+        sealed = recorder.verified(row)
+        if sealed is None or sealed.kind == DECISION:
+            found.append((place, None if sealed is None else _json(row)))
+    return RecordedAfter(found, place)
 
 
 def _entries() -> Select[tuple[object, ...]]:
-    query = select(_columns.id, _columns.decided_at, _columns.entry)
+    query = select(_columns.id, _columns.decided_at, recorded.c.entry)
+    query = query.outerjoin_from(decisions, recorded, recorded.c.id == _columns.id)
     return query.order_by(_columns.decided_at.desc(), _columns.id.desc())
 
 

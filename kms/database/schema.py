@@ -2,7 +2,18 @@
 
 from typing import Final
 
-from sqlalchemy import CheckConstraint, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 metadata: Final = MetaData()
 
@@ -145,7 +156,7 @@ operators: Final = Table(
     Column("mac", LargeBinary, nullable=False),
 )
 
-# What operators did. `entry` is the canonical JSON; the other columns repeat parts of it for look-ups.
+# What operators did: for look-ups. What was recorded of it is in `entries`, under the same id.
 operator_actions: Final = Table(
     "operator_actions",
     metadata,
@@ -154,8 +165,6 @@ operator_actions: Final = Table(
     Column("operator", String(256), nullable=False),
     Column("action", String(64), nullable=False),
     Column("outcome", String(64), nullable=False),
-    Column("entry", LargeBinary, nullable=False),
-    Column("salt", LargeBinary, nullable=False),
     Index("operator_actions_by_time", "at"),
 )
 
@@ -164,11 +173,65 @@ spent_challenges: Final = Table(
     "spent_challenges",
     metadata,
     Column("challenge", LargeBinary, primary_key=True),
-    Column("expires_at", Integer, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
     Index("spent_challenges_by_expiry", "expires_at"),
 )
 
-# The audit record. `entry` is the canonical JSON; the other columns repeat parts of it for look-ups.
+# Everything that was decided or done, in the order in which it was recorded: `place` counts from 1 without a
+# gap, under the write lock. `entry` is canonical JSON (RFC 8785), `mac` under a root-derived key over all but
+# the place; NULL for what was recorded before there was a ledger, until the first start after that seals it.
+entries: Final = Table(
+    "entries",
+    metadata,
+    Column("place", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("server", String(64), nullable=False),
+    Column("entry", LargeBinary, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("mac", LargeBinary, nullable=True),
+)
+
+# Which entry is which leaf of the ledger's tree, from 0 on.
+ledger_leaves: Final = Table(
+    "ledger_leaves",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("place", BigInteger, nullable=False, unique=True),
+)
+
+# The tree, as tiles of up to 256 hashes (C2SP tlog-tiles). Level -1 has the digests that the leaves are of.
+ledger_tiles: Final = Table(
+    "ledger_tiles",
+    metadata,
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("hashes", LargeBinary, nullable=False),
+)
+
+# Every checkpoint ever made, as the signed note that it is. The largest says how far the ledger has come;
+# `place` is that of the last entry that was looked at for it.
+ledger_checkpoints: Final = Table(
+    "ledger_checkpoints",
+    metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("place", BigInteger, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("made_at", String(32), nullable=False),
+)
+
+# What each server's heavy networks, chips and apps took of their limits, period by period, for the others.
+rate_takings: Final = Table(
+    "rate_takings",
+    metadata,
+    Column("server", String(64), primary_key=True),
+    Column("network", String(64), primary_key=True),
+    Column("period", BigInteger, primary_key=True, autoincrement=False),
+    Column("taken", BigInteger, nullable=False),
+    Index("rate_takings_by_period", "period"),
+)
+
+# What was decided: for look-ups. What was recorded of it is in `entries`, under the same id.
 decisions: Final = Table(
     "decisions",
     metadata,
@@ -181,8 +244,6 @@ decisions: Final = Table(
     Column("image", String(128), nullable=True),
     Column("measurement", String(96), nullable=True),
     Column("policy_revision", String(80), nullable=True),
-    Column("entry", LargeBinary, nullable=False),
-    Column("salt", LargeBinary, nullable=False),
     Index("decisions_by_time", "decided_at"),
     Index("decisions_by_app", "app_id", "decided_at"),
     Index("decisions_by_chip", "chip_id", "decided_at"),

@@ -20,7 +20,7 @@ from kms.keys.released import ReleasedKey
 from kms.keys.sealing import REQUEST_DIGEST_LENGTH
 from kms.keys.signed import Signed
 from kms.labels import PAYLOAD, SIGNING_STATEMENT
-from kms.strict_json import Fields, JsonError, compact_json, parse
+from kms.strict_json import Fields, JsonError, JsonValue, compact_json, parse
 
 MAX_KEYS: Final = 32  # protocol, section 1
 
@@ -39,12 +39,16 @@ class EnvelopeRejected(KmsError):
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What the KMS released, verified. `identity` is the 32-byte key that signed it."""
+    """What the KMS released, verified. `identity` is the 32-byte key that signed it.
+
+    `receipt` came beside it, and is not verified (`kms.ledger.proofs.Receipt`); None where none came.
+    """
 
     release_id: str
     app_id: AppId
     keys: tuple[ReleasedKey, ...]
     identity: bytes
+    receipt: JsonValue = None
 
 
 def build_envelope(

@@ -17,6 +17,7 @@ from kms.keys.root_messages import (
     SECRET_LENGTH,
     Mode,
     check_message,
+    entries_message,
     identity_message,
     root_prf,
     rows_message,
@@ -137,6 +138,10 @@ class RootCopy:
             epoch: check_value(root_prf(secret, check_message(self.mode, epoch)))
             for epoch, secret in self.secrets.items()
         }
+
+    def entries_prf(self) -> bytes:
+        """Give the PRF's output (64 bytes) that entries of the ledger are sealed with."""
+        return root_prf(self.secrets[FOUNDING_EPOCH], entries_message())
 
     def rows_prf(self) -> bytes:
         """Give what the MACs of database rows are made with (`kms.keys.row_seal.RowSeal`), 64 bytes."""

@@ -16,8 +16,10 @@ from kms.labels import (
     ROOT_CHALLENGE,
     ROOT_CHECK,
     ROOT_DEVELOPMENT,
+    ROOT_ENTRIES,
     ROOT_FOREIGN,
     ROOT_IDENTITY,
+    ROOT_LEDGER,
     ROOT_ROWS,
     frame,
     labelled,
@@ -82,6 +84,16 @@ def apps_ca_message() -> bytes:
 def foreign_message() -> bytes:
     """Ask `FOUNDING_EPOCH` for the key under which another KMS's imported roots are kept."""
     return labelled(ROOT_FOREIGN, frame())
+
+
+def entries_message() -> bytes:
+    """Give the message whose PRF output (its first 32 bytes) is the MAC key of the ledger's entries."""
+    return labelled(ROOT_ENTRIES, frame())
+
+
+def ledger_message() -> bytes:
+    """Give the message whose PRF output (its first 32 bytes) seeds the key that signs checkpoints."""
+    return labelled(ROOT_LEDGER, frame())
 
 
 def in_development(message: bytes) -> bytes:

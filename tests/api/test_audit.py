@@ -66,7 +66,7 @@ class TestRecordBeforeKey:
             raise RuntimeError("a bug")
 
         with monkeypatch.context() as patched:
-            patched.setattr(decisions_module, "_write_one", fail)
+            patched.setattr(decisions_module, "_spend", fail)
             answer = await asyncio.wait_for(world.ask(), 2)
         assert answer.status in {500, 503}
         assert await world.spent() == 0

@@ -24,6 +24,7 @@ from kms.policy.revision import Revision
 from kms.request import report_data
 from kms.simulator.chip import SimulatedChip, simulated_chip_id
 from kms.simulator.machine import SimulatedMachine
+from tests.recording import recorder
 from tests.unit.operator_samples import MemoryActions, journal
 from tests.world import (
     APP_ID,
@@ -63,7 +64,7 @@ async def put(world: World, *documents: dict[str, Any]) -> dict[str, bytes]:
 def work(world: World, actions: MemoryActions | None = None) -> RecordAdministration:
     desk = world.desk
     return RecordAdministration(
-        records=DecisionRecords(world.engine),
+        records=DecisionRecords(world.engine, recorder()),
         history=world.changer.history,
         policies=world.followed,
         authenticator=desk.authenticator,
@@ -462,7 +463,7 @@ async def test_a_damaged_record_is_listed_as_that_and_hides_no_other(
     entry = await office.release(OPERATOR, hurt["release_id"])
     async with writing(world.engine) as connection:
         # By hand: SQLite keeps values of any type.
-        change = text("UPDATE decisions SET entry = :entry WHERE id = :id")
+        change = text("UPDATE entries SET entry = :entry WHERE id = :id")
         await connection.execute(change, {"entry": damage(entry), "id": hurt["release_id"]})
     pages, before = [], None
     for _ in range(3):

@@ -16,7 +16,7 @@ from kms.administration.office import Json
 from kms.administration.what_if import judge_again, what_if
 from kms.database.engine import writing
 from kms.database.records import DecisionRecords
-from kms.database.schema import decisions
+from kms.database.schema import entries
 from kms.evidence.launch import LaunchFinder
 from kms.judgement import Circumstances
 from kms.ledger.recorded import RecordedDecision
@@ -31,6 +31,7 @@ from kms.simulator.machine import SimulatedMachine
 from kms.snp.advisory_file import parse_advisories
 from kms.snp.product import Product
 from kms.strict_json import JsonValue
+from tests.recording import recorder
 from tests.world import (
     APP_ID,
     COMPOSE_HASH,
@@ -87,7 +88,7 @@ async def rehearse(world: World, documents: Documents, **changes: Any) -> Json:
     answer = await what_if(
         candidate,
         LaunchFinder(candidate),
-        DecisionRecords(world.engine),
+        DecisionRecords(world.engine, recorder()),
         since=NOW - timedelta(days=1),
         circumstances=circumstances(world, **changes),
         in_force=policy_of(world.documents),
@@ -466,8 +467,8 @@ class TestWhatCannotBeJudged:
         [first, last] = await world.records()
         damaged = json.dumps({**last.entry, "decided_at": "yesterday"}).encode()
         async with writing(world.engine) as connection:
-            newest = decisions.c.id == released.body["release_id"]
-            await connection.execute(update(decisions).where(newest).values(entry=damaged))
+            newest = entries.c.id == released.body["release_id"]
+            await connection.execute(update(entries).where(newest).values(entry=damaged))
         answer = await rehearse(world, world.default_policy(app={"chips": []}))
         assert (answer["judged"], answer["unjudged"]) == (1, 1)
         [refused] = newly(answer, "refused")
@@ -481,7 +482,7 @@ class TestWhatCannotBeJudged:
             del record.entry["boot_info"]["measurement"]
             damage = json.dumps(record.entry)
         async with writing(world.engine) as connection:
-            await connection.execute(update(decisions).values(entry=damage.encode()))
+            await connection.execute(update(entries).values(entry=damage.encode()))
         answer = await rehearse(world, world.default_policy(app={"chips": []}))
         assert (answer["judged"], answer["unjudged"], answer["newly_refused"]) == (0, 1, [])
 
@@ -528,7 +529,7 @@ class TestBounds:
         await what_if(
             candidate,
             LaunchFinder(candidate),
-            DecisionRecords(world.engine),
+            DecisionRecords(world.engine, recorder()),
             since=NOW,
             circumstances=circumstances(world),
             in_force=None,

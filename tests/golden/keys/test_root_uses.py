@@ -30,6 +30,7 @@ from kms.packaged import packaged_folder
 from kms.rootkey.checked import CheckedRoot
 from kms.rootkey.file import FileRootKey
 from tests.golden.keys import second_p256
+from tests.recording import recorder
 from tests.roots import StoredValues
 from tests.world import NOW
 
@@ -96,6 +97,8 @@ def test_the_page_names_every_column_that_a_mac_is_over() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE)
     named = {table: columns.split(", ") for table, columns in rows}
     for table in metadata.sorted_tables:
+        if table.name == "entries":  # its MAC has a key of its own, and a page: docs/reference/ledger.md
+            continue
         columns = [each.name for each in table.c if each.name not in {"mac", "last_used_at"}]
         if table.name.startswith("policy_"):
             columns.sort()
@@ -110,7 +113,11 @@ async def test_imported_roots_in_the_database(tmp_path: Path) -> None:
         await migrate(engine, packaged_folder("migrations"))
         nonce = bytes.fromhex(case["nonce"])
         store = ForeignRootStore(
-            engine, lambda: NOW, expected("foreign-key"), randomness=lambda length: nonce.ljust(length, b"\0")
+            engine,
+            lambda: NOW,
+            expected("foreign-key"),
+            recorder=recorder(),
+            randomness=lambda length: nonce.ljust(length, b"\0"),
         )
         action = OperatorAction(
             action_id="1" * 32,

@@ -23,6 +23,7 @@ from kms.packaged import load_advisories, packaged_folder
 from kms.policy.revision import Revision
 from kms.policy.trust import PolicyTrust
 from tests.changer import open_changer
+from tests.recording import recorder
 from tests.world import NOW
 
 KEYS = {
@@ -69,7 +70,7 @@ async def open_room(folder: Path, trust: PolicyTrust | None) -> PolicyRoom:
     engine = open_engine(sqlite_url(folder))
     await migrate(engine, packaged_folder("migrations"))
     changer = await open_changer(engine, folder, lambda: NOW, trust)
-    actions, ids, rehearsed = ActionStore(engine), count(1), Rehearsed()
+    actions, ids, rehearsed = ActionStore(engine, recorder()), count(1), Rehearsed()
     new_id: Callable[[], str] = lambda: f"{next(ids):032x}"  # noqa: E731
     work = PolicyAdministration(
         changer=changer,

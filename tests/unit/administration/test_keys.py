@@ -45,6 +45,7 @@ from kms.policy.compiled import Policy
 from kms.policy.decision import Ask
 from kms.policy_authority import PolicyUntrusted
 from kms.ports import EpochsMoved
+from tests.recording import recorder
 from tests.unit.operator_samples import actor
 from tests.unit.policy.samples import APP_ID, BOOT_INFO, CHIP, documents, key, policy_of
 from tests.world import NOW
@@ -119,7 +120,7 @@ class KeyRoom:
 
     def __post_init__(self) -> None:
         self.versions, self.policies = Versions(), InForce()
-        self.actions, ids = ActionStore(self.engine), count(1)
+        self.actions, ids = ActionStore(self.engine, recorder()), count(1)
         self.journal = Journal(
             actions=self.actions, clock=lambda: self.now, new_id=lambda: f"{next(ids):032x}"
         )
@@ -132,6 +133,7 @@ class KeyRoom:
             lambda: self.now,
             RowSeal(bytes(range(64))),
             anchor=FileAnchor(self.folder / anchor),
+            recorder=recorder(),
         )
 
     def work_on(self, register: KeyStore) -> Any:
@@ -139,7 +141,7 @@ class KeyRoom:
         return KeyAdministration(
             register=register,
             versions=self.versions,
-            records=DecisionRecords(self.engine),
+            records=DecisionRecords(self.engine, recorder()),
             policies=self.policies,
             journal=self.journal,
             clock=lambda: self.now,
@@ -208,7 +210,7 @@ class KeyRoom:
                 **changes,
             }
         )
-        store = DecisionStore(self.engine, lambda: self.now)
+        store = DecisionStore(self.engine, lambda: self.now, recorder())
         store.start()
         try:
             await store.record(entry, None)
@@ -664,8 +666,8 @@ DAMAGES = [
 async def test_a_record_that_cannot_be_read_may_be_anybodys(rotated: KeyRoom, damage: str) -> None:
     await rotated.release(1)
     async with rotated.engine.begin() as connection:
-        await connection.exec_driver_sql("UPDATE decisions SET entry = CAST(entry AS TEXT)")
-        await connection.exec_driver_sql(f"UPDATE decisions SET {damage}")  # noqa: S608
+        await connection.exec_driver_sql("UPDATE entries SET entry = CAST(entry AS TEXT)")
+        await connection.exec_driver_sql(f"UPDATE entries SET {damage}")  # noqa: S608
     await rotated.release(2, instance_id=INSTANCES[1])
     error = await refused(rotated.retire(1), EpochInUse)
     assert (error.reason, error.details["damaged"], error.details["guests"]) == ("records-damaged", 1, [])

@@ -47,7 +47,7 @@ class KeyFolder:
         if not self.database.exists():
             return []
         with closing(sqlite3.connect(self.database)) as connection:
-            rows = connection.execute("select entry from operator_actions order by id").fetchall()
+            rows = connection.execute("select entry from entries where kind = 'action' order by id").fetchall()
         return [entry for (each,) in rows if (entry := json.loads(each))["action"] in words]
 
     def written(self) -> bytes:

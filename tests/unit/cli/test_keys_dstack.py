@@ -75,7 +75,7 @@ def kept() -> DstackRoots | None:
 
 def actions(folder: Path) -> list[dict[str, Any]]:
     with closing(sqlite3.connect(folder / "data" / "kms.sqlite3")) as connection:
-        rows = connection.execute("select entry from operator_actions order by id").fetchall()
+        rows = connection.execute("select entry from entries where kind = 'action' order by id").fetchall()
     return [entry for (each,) in rows if (entry := json.loads(each))["action"] == "keys-import-dstack"]
 
 

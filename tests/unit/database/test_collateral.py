@@ -5,7 +5,7 @@ database can be put.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -37,13 +37,14 @@ from kms.snp.kds_paths import Line
 from kms.snp.product import Product
 from kms.snp.revocation_list import load_revocation_list
 from kms.snp.tcb import TcbVersion
+from tests.unit.database.conftest import OpenAnother
+from tests.unit.database.dialects import ON_SQLITE
 from tests.world import NOW
 
 SCRIPTS = packaged_folder("migrations")
 DAY = timedelta(days=1)
 PATH = "/vcek/v1/Milan/crl"
 
-OpenAnother = Callable[[], AsyncEngine]
 Hierarchies = Mapping[Product, AmdHierarchy]
 
 
@@ -53,26 +54,6 @@ class SettableClock:
 
     def __call__(self) -> datetime:
         return self.now
-
-
-@pytest.fixture
-async def open_another(tmp_path: Path) -> AsyncIterator[OpenAnother]:
-    """Opens engines on one migrated database; each is what another server process would have."""
-    engines: list[AsyncEngine] = []
-
-    def open_one() -> AsyncEngine:
-        engines.append(open_engine(sqlite_url(tmp_path)))
-        return engines[-1]
-
-    await migrate(open_one(), SCRIPTS)
-    yield open_one
-    for engine in engines:
-        await engine.dispose()
-
-
-@pytest.fixture
-def engine(open_another: OpenAnother) -> AsyncEngine:
-    return open_another()
 
 
 @pytest.fixture
@@ -442,6 +423,7 @@ class TestCounts:
 class TestIndexes:
     """With 100,000 VCEKs no look-up of a release may walk through the table. This one is about SQLite."""
 
+    @ON_SQLITE
     @pytest.mark.parametrize(
         ("call", "index"),
         [

@@ -1,38 +1,27 @@
 """The record of decisions: what fails fails alone, and nobody waits for ever."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.database.decisions import DecisionStore
-from kms.database.engine import open_engine, reading, sqlite_url
-from kms.database.migrate import migrate
+from kms.database.engine import reading
 from kms.database.schema import decisions, key_epochs, spent_challenges
 from kms.errors import ChallengeUsed, LedgerUnavailable
 from kms.ledger.entries import REFUSED, DecisionEntry
-from kms.packaged import packaged_folder
 from kms.policy.decision import Ask
 from kms.ports import EpochsMoved
+from tests.recording import recorder
 from tests.world import NOW
 
 
 @pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(sqlite_url(tmp_path))
-    await migrate(engine, packaged_folder("migrations"))
-    yield engine
-    await engine.dispose()
-
-
-@pytest.fixture
 def store(engine: AsyncEngine) -> DecisionStore:
-    return DecisionStore(engine, lambda: NOW)
+    return DecisionStore(engine, lambda: NOW, recorder())
 
 
 def entry(name: str, **changes: object) -> DecisionEntry:
@@ -92,8 +81,8 @@ async def test_keys_of_a_retired_epoch_are_not_recorded_and_spend_nothing(
 
 
 async def test_a_full_queue_says_busy(store: DecisionStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kms.database.decisions._MOST_WAITING", 3)
-    store = DecisionStore(store._engine, lambda: NOW)
+    monkeypatch.setattr("kms.database.decisions.MOST_WAITING", 3)
+    store = DecisionStore(store._engine, lambda: NOW, recorder())
     store.start()
     waiting = [asyncio.create_task(store.record(entry(str(number)), NOW)) for number in range(4)]
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
@@ -166,7 +155,7 @@ async def test_a_database_that_fails_fails_them_all(engine: AsyncEngine, store: 
 async def test_a_clock_that_leaps_makes_no_spent_challenge_good_again(engine: AsyncEngine) -> None:
     """Field lesson 12: what is spent stays spent, whatever the clock does meanwhile."""
     now, elapsed = [NOW], [0.0]
-    store = DecisionStore(engine, lambda: now[0], elapsed=lambda: elapsed[0])
+    store = DecisionStore(engine, lambda: now[0], recorder(), elapsed=lambda: elapsed[0])
 
     async def record(name: str, *, challenge: bytes) -> None:
         made = entry(name, challenge=challenge, decided_at=now[0])

@@ -1,18 +1,15 @@
 """A server follows the revision in force, and does again only what has to be done again."""
 
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.administration.changing import PolicyChanger
-from kms.database.engine import open_engine, sqlite_url
-from kms.database.migrate import migrate
 from kms.errors import LedgerUnavailable
 from kms.measurement.index import MeasurementIndex
-from kms.packaged import packaged_folder
 from kms.policy.revision import Revision
 from kms.policy_following import FollowedPolicies
 from tests.changer import follow, open_changer, put
@@ -26,11 +23,8 @@ RACK = f'---\nkind: chips\nname: rack\nchips: ["{"11" * 64}"]\n'
 
 
 @pytest.fixture
-async def changer(tmp_path: Path) -> AsyncIterator[PolicyChanger]:
-    engine = open_engine(sqlite_url(tmp_path))
-    await migrate(engine, packaged_folder("migrations"))
-    yield await open_changer(engine, tmp_path, lambda: NOW)
-    await engine.dispose()
+async def changer(engine: AsyncEngine, tmp_path: Path) -> PolicyChanger:
+    return await open_changer(engine, tmp_path, lambda: NOW)
 
 
 def revision(text: str) -> Revision:

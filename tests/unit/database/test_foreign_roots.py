@@ -1,6 +1,5 @@
 """The imported roots of a dstack KMS, on a real SQLite file."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from kms.labels import ROOT_FOREIGN, frame, labelled
 from kms.ledger.actions import OperatorAction
 from kms.operators import Actor, Proof, Role
 from kms.packaged import packaged_folder
+from tests.recording import recorder
+from tests.unit.database.dialects import ON_SQLITE, values
 from tests.world import NOW
 
 KEY, OTHER_KEY = b"k" * 32, b"K" * 32
@@ -29,16 +30,8 @@ INSERT = "insert into foreign_roots values ('dstack', :sealed, '2026', 'mallory'
 
 
 @pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(sqlite_url(tmp_path))
-    await migrate(engine, packaged_folder("migrations"))
-    yield engine
-    await engine.dispose()
-
-
-@pytest.fixture
 def store(engine: AsyncEngine) -> ForeignRootStore:
-    return ForeignRootStore(engine, lambda: NOW, KEY)
+    return ForeignRootStore(engine, lambda: NOW, KEY, recorder=recorder())
 
 
 async def bring(
@@ -84,13 +77,14 @@ async def test_nothing_was_imported(store: ForeignRootStore) -> None:
 async def test_what_was_imported_is_given_and_recorded(engine: AsyncEngine, store: ForeignRootStore) -> None:
     assert await bring(store, ROOTS)
     assert await store.dstack() == ROOTS
-    assert await ForeignRootStore(engine, lambda: NOW, KEY).dstack() == ROOTS
+    assert await ForeignRootStore(engine, lambda: NOW, KEY, recorder=recorder()).dstack() == ROOTS
     row = await row_of(engine)
     assert (row["kind"], row["imported_by"]) == ("dstack", "root")
     assert row["imported_at"].startswith("2026-11-21T12:00:00")
     assert await recorded(engine) == 1
 
 
+@ON_SQLITE
 async def test_the_database_alone_does_not_have_them(
     engine: AsyncEngine, store: ForeignRootStore, tmp_path: Path
 ) -> None:
@@ -100,7 +94,7 @@ async def test_the_database_alone_does_not_have_them(
     for secret in (ROOTS.ca, ROOTS.k256):
         assert secret not in written
         assert secret.hex().encode() not in written
-    await check_untrusted(ForeignRootStore(engine, lambda: NOW, OTHER_KEY))
+    await check_untrusted(ForeignRootStore(engine, lambda: NOW, OTHER_KEY, recorder=recorder()))
 
 
 async def test_the_same_again_changes_nothing(engine: AsyncEngine, store: ForeignRootStore) -> None:
@@ -129,7 +123,7 @@ async def test_a_replacement_is_seen_by_a_server_that_runs(
 ) -> None:
     await bring(store, ROOTS)
     assert await store.dstack() == ROOTS
-    await bring(ForeignRootStore(engine, lambda: NOW, KEY), OTHERS, 2, replace=True)
+    await bring(ForeignRootStore(engine, lambda: NOW, KEY, recorder=recorder()), OTHERS, 2, replace=True)
     assert await store.dstack() == OTHERS
 
 
@@ -153,7 +147,7 @@ async def test_a_changed_byte_is_noticed(engine: AsyncEngine, store: ForeignRoot
     await check_untrusted(store)
 
 
-@pytest.mark.parametrize("written", [b"", b"\x00" * 11, b"\x00" * 92, "text", 7, b"\x00" * 10_000])
+@values("written", [b"", b"\x00" * 11, b"\x00" * 92, b"\x00" * 10_000], on_sqlite=["text", 7])
 async def test_what_somebody_wrote_by_hand_is_not_believed(
     engine: AsyncEngine, store: ForeignRootStore, written: object
 ) -> None:
@@ -180,7 +174,7 @@ async def test_a_row_of_another_kms_does_not_open(
     folder.mkdir()
     other = open_engine(sqlite_url(folder))
     await migrate(other, packaged_folder("migrations"))
-    await bring(ForeignRootStore(other, lambda: NOW, OTHER_KEY), OTHERS)
+    await bring(ForeignRootStore(other, lambda: NOW, OTHER_KEY, recorder=recorder()), OTHERS)
     row = await row_of(other)
     await other.dispose()
     await by_hand(engine, INSERT, sealed=row["sealed"])
@@ -198,4 +192,4 @@ async def test_no_nonce_comes_twice(engine: AsyncEngine, store: ForeignRootStore
 @pytest.mark.parametrize("length", [0, 16, 31, 64])
 def test_a_key_of_another_length_is_refused(engine: AsyncEngine, length: int) -> None:
     with pytest.raises(ValueError, match="32 bytes"):
-        ForeignRootStore(engine, lambda: NOW, bytes(length))
+        ForeignRootStore(engine, lambda: NOW, bytes(length), recorder=recorder())

@@ -1,7 +1,6 @@
 """The register of epochs and generations, on a real SQLite file that somebody else can write."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,11 +13,10 @@ from structlog.testing import capture_logs
 
 from kms.anchor import AnchorUnusable, FileAnchor
 from kms.database import keys as keys_module
-from kms.database.engine import open_engine, reading, sqlite_url
+from kms.database.engine import reading
 from kms.database.installation import Installation
 from kms.database.key_rows import EpochsUntrusted, KeyRows
 from kms.database.keys import KeyStore
-from kms.database.migrate import migrate
 from kms.database.schema import key_epochs, key_identities, operator_actions, root_checks
 from kms.errors import ConfigurationError, KeysConflict, LedgerUnavailable
 from kms.keys.epochs import Epoch, EpochState, EpochTable, KeyProgress
@@ -26,7 +24,8 @@ from kms.keys.row_seal import RowSeal
 from kms.ledger.actions import OperatorAction
 from kms.operator_ports import Generation
 from kms.operators import Actor, Proof, Role
-from kms.packaged import packaged_folder
+from tests.recording import recorder
+from tests.unit.database.dialects import ON_SQLITE, make_trigger, values
 from tests.world import NOW
 
 SEAL = RowSeal(bytes(range(64)))
@@ -55,6 +54,7 @@ class Server:
             lambda: self.now,
             seal,
             anchor=self.anchor,
+            recorder=recorder(),
             monotonic=lambda: self.elapsed,
         )
 
@@ -80,14 +80,6 @@ class Server:
         found = (await self.store.epochs()).epoch(number)
         assert found is not None
         return found
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(sqlite_url(tmp_path))
-    await migrate(engine, packaged_folder("migrations"))
-    yield engine
-    await engine.dispose()
 
 
 @pytest.fixture
@@ -133,7 +125,8 @@ async def set_by_hand(engine: AsyncEngine, table: Table, column: str, value: obj
 
 async def copy(engine: AsyncEngine, table: Table) -> list[dict[str, Any]]:
     async with reading(engine) as connection:
-        return [dict(row) for row in (await connection.execute(select(table))).mappings()]
+        rows = await connection.execute(select(table).order_by(*table.primary_key.columns))
+        return [dict(row) for row in rows.mappings()]
 
 
 async def put_back(engine: AsyncEngine, table: Table, rows: list[dict[str, Any]]) -> None:
@@ -402,6 +395,7 @@ async def test_a_row_altered_by_hand_spoils_all(server: Server, column: str) -> 
             await attempt
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("column", sorted({*ALTERED} - {"epoch"}))
 @pytest.mark.parametrize("value", ODD, ids=str)
 async def test_other_kinds_of_values_are_refused_by_name(server: Server, column: str, value: object) -> None:
@@ -409,12 +403,14 @@ async def test_other_kinds_of_values_are_refused_by_name(server: Server, column:
     await untrusted(server)
 
 
+@ON_SQLITE
 async def test_text_that_is_none_is_refused(server: Server) -> None:
     await by_hand(server.engine, "UPDATE key_epochs SET made_by = CAST(X'FF' AS TEXT)")
     with pytest.raises(LedgerUnavailable):
         await server.store.epochs()
 
 
+@ON_SQLITE
 async def test_a_mac_as_text_is_no_mac(server: Server) -> None:
     await by_hand(server.engine, "UPDATE key_epochs SET mac = CAST(mac AS TEXT)")
     with pytest.raises(LedgerUnavailable):
@@ -509,19 +505,21 @@ async def test_a_row_that_was_mended_is_used_again(server: Server) -> None:
 
 
 TRIGGERS = [
-    "CREATE TRIGGER t BEFORE INSERT ON key_epochs BEGIN SELECT RAISE(IGNORE); END",
-    "CREATE TRIGGER t BEFORE UPDATE ON key_epochs BEGIN SELECT RAISE(IGNORE); END",
-    "CREATE TRIGGER t AFTER INSERT ON operator_actions BEGIN DELETE FROM key_epochs WHERE epoch = 2; END",
-    "CREATE TRIGGER t BEFORE INSERT ON key_identities BEGIN SELECT RAISE(IGNORE); END",
-    "CREATE TRIGGER t BEFORE INSERT ON root_checks BEGIN SELECT RAISE(IGNORE); END",
+    ("BEFORE INSERT ON key_epochs", None),
+    ("BEFORE UPDATE ON key_epochs", None),
+    ("AFTER INSERT ON operator_actions", "DELETE FROM key_epochs WHERE epoch = 2"),
+    ("BEFORE INSERT ON key_identities", None),
+    ("BEFORE INSERT ON root_checks", None),
 ]
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS)
-async def test_a_database_that_undoes_what_is_written_is_noticed(server: Server, trigger: str) -> None:
+@pytest.mark.parametrize(("when", "statement"), TRIGGERS)
+async def test_a_database_that_undoes_what_is_written_is_noticed(
+    server: Server, when: str, statement: str | None
+) -> None:
     await server.adopt(2)
     before = await copy(server.engine, key_epochs)
-    await by_hand(server.engine, trigger)
+    await make_trigger(server.engine, when, statement)
     for attempt in (
         server.adopt(3),
         server.retire(1),
@@ -534,7 +532,7 @@ async def test_a_database_that_undoes_what_is_written_is_noticed(server: Server,
     assert await recorded(server.engine) == ["adopt-2-alice"]
 
 
-@pytest.mark.parametrize("value", ["text", 5, 1.5], ids=str)
+@values("value", [], on_sqlite=["text", 5, 1.5])
 async def test_a_check_value_of_another_type_is_refused(server: Server, value: object) -> None:
     await by_hand(server.engine, "UPDATE root_checks SET check_value = :value", value=value)
     with pytest.raises(LedgerUnavailable) as refused:

@@ -1,27 +1,27 @@
 """Epochs and generations of a backup, written into a database that lost them: all of them, or nothing."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Table, func, select, text
+from sqlalchemy import Table, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.anchor import FileAnchor
-from kms.database.engine import open_engine, reading, sqlite_url
+from kms.database.engine import reading
 from kms.database.installation import Installation
 from kms.database.keys import KeyStore
-from kms.database.migrate import migrate
-from kms.database.schema import key_epochs, key_identities, operator_actions, root_checks
+from kms.database.schema import entries, key_epochs, key_identities, operator_actions, root_checks
 from kms.errors import ConfigurationError, KeysConflict, LedgerUnavailable
 from kms.keys.epochs import Epoch, EpochTable, KeyProgress
 from kms.keys.row_seal import RowSeal
 from kms.ledger.actions import OperatorAction
 from kms.operator_ports import Generation
 from kms.operators import Actor, Proof, Role
-from kms.packaged import packaged_folder
+from tests.recording import recorder
+from tests.unit.database.dialects import make_trigger
 from tests.world import NOW
 
 ADMIN = Actor(name="root", role=Role.ADMIN, proof=Proof.COMMAND_LINE)
@@ -40,20 +40,12 @@ TABLES = (key_epochs, key_identities, root_checks, operator_actions)
 
 
 @pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(sqlite_url(tmp_path))
-    await migrate(engine, packaged_folder("migrations"))
-    yield engine
-    await engine.dispose()
-
-
-@pytest.fixture
 def anchor(tmp_path: Path) -> FileAnchor:
     return FileAnchor(tmp_path / "anchor.json")
 
 
 def store(engine: AsyncEngine, anchor: FileAnchor, now: datetime = NOW) -> KeyStore:
-    return KeyStore(engine, lambda: now, RowSeal(bytes(range(64))), anchor=anchor)
+    return KeyStore(engine, lambda: now, RowSeal(bytes(range(64))), anchor=anchor, recorder=recorder())
 
 
 def action(name: str = "restored") -> OperatorAction:
@@ -106,6 +98,7 @@ async def test_generations_that_were_not_lost_stay(engine: AsyncEngine, anchor: 
     async with engine.begin() as connection:
         await connection.execute(key_epochs.delete())
         await connection.execute(operator_actions.delete())
+        await connection.execute(entries.delete())
     assert await restore(store(engine, anchor)) is True
     made_by = [each.made_by for each in await store(engine, anchor).generations()]
     assert made_by == ["ada", "restored"]
@@ -166,13 +159,8 @@ async def test_another_roots_check_values_write_nothing(engine: AsyncEngine, anc
 async def test_a_database_that_keeps_something_else_is_found_out(
     engine: AsyncEngine, anchor: FileAnchor
 ) -> None:
-    async with engine.begin() as connection:
-        await connection.execute(
-            text(
-                "CREATE TRIGGER t AFTER INSERT ON key_epochs BEGIN"
-                " UPDATE key_epochs SET retired_at = NULL, retired_by = NULL; END"
-            )
-        )
+    undo = "UPDATE key_epochs SET retired_at = NULL, retired_by = NULL"
+    await make_trigger(engine, "AFTER INSERT ON key_epochs", undo)
     with pytest.raises(LedgerUnavailable, match="may not keep"):
         await restore(store(engine, anchor))
     assert (await rows(engine))["key_epochs"] == 0

@@ -1,17 +1,14 @@
 """Revisions in the database: what a folder may undo, and what it may not."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.administration.changing import PolicyChanger
 from kms.administration.folder import FolderPolicies
 from kms.administration.permission import Journal
-from kms.database.engine import open_engine, sqlite_url
-from kms.database.migrate import migrate
 from kms.ledger.actions import OperatorAction
-from kms.packaged import packaged_folder
 from kms.policy.documents import RevokedDocument
 from kms.policy.revision import Revision
 from kms.strict_json import JsonValue
@@ -27,11 +24,8 @@ REVOKED = (
 
 
 @pytest.fixture
-async def changer(tmp_path: Path) -> AsyncIterator[PolicyChanger]:
-    engine = open_engine(sqlite_url(tmp_path))
-    await migrate(engine, packaged_folder("migrations"))
-    yield await open_changer(engine, tmp_path, lambda: NOW)
-    await engine.dispose()
+async def changer(engine: AsyncEngine, tmp_path: Path) -> PolicyChanger:
+    return await open_changer(engine, tmp_path, lambda: NOW)
 
 
 def revision(text: str) -> Revision:

@@ -1,9 +1,7 @@
 """Reading the record: filters, pages without gaps, look-ups by index, and all of it a page at a time."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,17 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.database import records as records_module
 from kms.database.decisions import DecisionStore
-from kms.database.engine import open_engine, reading, sqlite_url, writing
-from kms.database.migrate import migrate
+from kms.database.engine import reading, writing
 from kms.database.records import DecisionRecords
-from kms.database.schema import decisions
+from kms.database.schema import decisions, entries
 from kms.errors import LedgerUnavailable, NotFound
 from kms.identifiers import AppId, ChipId
 from kms.ledger.entries import REFUSED, RELEASED, DecisionEntry, timestamp
 from kms.ledger.recorded import RecordDamaged, RecordedDecision
 from kms.operator_ports import RecordFilter
-from kms.packaged import packaged_folder
 from kms.policy.decision import Ask
+from tests.recording import recorder
+from tests.unit.database.dialects import ON_SQLITE, values
 from tests.unit.policy.samples import APP_ID, BOOT_INFO, CHIP, NOW, key
 
 OTHER_APP, OTHER_CHIP = AppId(b"\xa2" * 20), ChipId(b"\xc2" * 64)
@@ -30,16 +28,8 @@ MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(sqlite_url(tmp_path))
-    await migrate(engine, packaged_folder("migrations"))
-    yield engine
-    await engine.dispose()
-
-
-@pytest.fixture
 def records(engine: AsyncEngine) -> DecisionRecords:
-    return DecisionRecords(engine)
+    return DecisionRecords(engine, recorder())
 
 
 def entry(name: str, at: datetime = NOW, *, proven: bool = True, **changes: Any) -> DecisionEntry:
@@ -66,7 +56,7 @@ def entry(name: str, at: datetime = NOW, *, proven: bool = True, **changes: Any)
 
 
 async def record(engine: AsyncEngine, *entries: DecisionEntry) -> None:
-    store = DecisionStore(engine, lambda: NOW)
+    store = DecisionStore(engine, lambda: NOW, recorder())
     store.start()
     for each in entries:
         await store.record(each, None)
@@ -176,6 +166,7 @@ async def test_what_is_recorded_during_a_scan_does_not_disturb_it(
     assert seen == ["4", "3", "2", "1", "0"]
 
 
+@ON_SQLITE
 @pytest.mark.parametrize(
     ("wanted", "index"),
     [
@@ -214,7 +205,7 @@ async def test_pages_are_found_by_index(
 OTHERS = b'{"release_id": "a", "decided_at": "2026-11-22T12:00:00.000000Z"}'
 
 
-@pytest.mark.parametrize("written", [b"\xff", b"{", b"[]", b"[" * 100_000, "text", 5, b"{}", OTHERS])
+@values("written", [b"\xff", b"{", b"[]", b"[" * 100_000, b"{}", OTHERS], on_sqlite=["text", 5])
 async def test_what_was_overwritten_is_said_and_hides_nothing_else(
     engine: AsyncEngine, records: DecisionRecords, written: object
 ) -> None:
@@ -222,7 +213,7 @@ async def test_what_was_overwritten_is_said_and_hides_nothing_else(
     async with writing(engine) as connection:
         # As a shell of the database would: SQLite keeps values of any type.
         await connection.execute(
-            text("UPDATE decisions SET entry = :written WHERE id = 'b'"), {"written": written}
+            text("UPDATE entries SET entry = :written WHERE id = 'b'"), {"written": written}
         )
     with pytest.raises(RecordDamaged, match="decision b is not the JSON object"):
         await records.entry("b")
@@ -237,7 +228,7 @@ async def test_what_was_overwritten_is_said_and_hides_nothing_else(
 async def test_a_database_that_does_not_answer_is_unavailable(
     engine: AsyncEngine, records: DecisionRecords
 ) -> None:
-    async with engine.connect() as connection:
+    async with engine.begin() as connection:
         await connection.execute(text("DROP TABLE decisions"))
     for asked in (records.entry("a"), found(records), scanned(records, NOW)):
         with pytest.raises(LedgerUnavailable):
@@ -255,7 +246,7 @@ async def test_what_is_recorded_later_is_told_by_its_place_and_not_by_its_time(
     later = [entry(name, NOW - number * timedelta(days=9)) for number, name in enumerate("dcxba")]
     await record(engine, *later)
     async with engine.begin() as connection:
-        await connection.execute(decisions.update().where(decisions.c.id == "x").values(entry=b"\xff"))
+        await connection.execute(entries.update().where(entries.c.id == "x").values(entry=b"\xff"))
     found = [each async for each in records.scan_after(place)]
     names = [each["release_id"] if isinstance(each, dict) else each for _, each in found]
     assert names == ["d", "c", None, "b", "a"]
