@@ -106,6 +106,10 @@ def read_secret(
         ConfigurationError: it cannot be read, or is not like that.
 
     """
+    if os.environ.get("CREDENTIALS_DIRECTORY") == str(path.parent):
+        # systemd lets the service's user in by an ACL where its file system has them, and stat(2) shows the
+        # ACL's mask as the group's bits (acl(5)): 0440, though no group may read it.
+        foreign &= ~0o040
     try:
         owners = {os.geteuid(), 0} if ours else None
         return read(path, at_most=at_most, owners=owners, foreign=foreign, follow=True)

@@ -1,0 +1,145 @@
+"""The examination: everything in turn. What one fault hides of another is said to be unknown."""
+
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.engine import make_url
+
+from kms.database.engine import is_shared
+from kms.doctor.anchor import anchored
+from kms.doctor.certificates import certificates
+from kms.doctor.clocks import compared
+from kms.doctor.collateral import kept, services
+from kms.doctor.database import Seen, seen_database
+from kms.doctor.diagnosis import Diagnoses, Diagnosis, examined, ok, refused, unknown, warning
+from kms.doctor.files import disk_space, files
+from kms.doctor.machine import machine
+from kms.doctor.policy import policy_in_force
+from kms.doctor.root import SeenRoot, seen_root
+from kms.errors import ConfigurationError
+from kms.preflight import Checked, check_settings
+from kms.settings import Settings
+
+_TLS_FOLDER: Final = "tls"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def examine(settings: Settings, warnings: Iterable[str]) -> tuple[Diagnosis, ...]:
+    """Look at everything that a server with these settings stands on.
+
+    `warnings` are those of reading the settings. Nothing raises: what cannot be looked at is a diagnosis too.
+    """
+    ahead: dict[str, float] = {}
+
+    async def tls_files() -> Iterable[Diagnosis]:
+        folder = settings.data_dir / _TLS_FOLDER
+        key = settings.tls_key or folder / "server-key.pem"
+        certificate = settings.tls_cert or folder / "server.pem"
+        return [*files(settings, key), *certificates(settings, certificate, key, _now())]
+
+    async def this_machine() -> Iterable[Diagnosis]:
+        return machine(settings)
+
+    async def key_services() -> Iterable[Diagnosis]:
+        said, clocks = await services(settings)
+        ahead.update(clocks)
+        return said
+
+    return (
+        *_settings(settings, warnings),
+        _development(settings),
+        *await examined("machine", this_machine),
+        *await examined("tls", tls_files),
+        *await _kept(settings, ahead),
+        *await examined("kds", key_services),
+        compared(ahead),
+    )
+
+
+def _settings(settings: Settings, warnings: Iterable[str]) -> Iterable[Diagnosis]:
+    """Judge the settings as `kms serve` does before it makes anything."""
+    for each in warnings:
+        yield warning("settings-unused", each, "correct its name, or unset it")
+    try:
+        check_settings(settings, serving=True)
+    except ConfigurationError as error:
+        yield refused("settings", error, "`kms serve` does not start with these settings")
+    else:
+        yield ok("settings", "a server starts with these settings, and with what they name")
+
+
+def _development(settings: Settings) -> Diagnosis:
+    if settings.development:
+        return warning(
+            "development-mode",
+            f"DEVELOPMENT MODE: the roots in {settings.development_roots} are trusted beside AMD's",
+            "unset KMS_DEVELOPMENT_ROOTS, and use another database, for keys that matter",
+        )
+    return ok("development-mode", "off: only AMD's roots are trusted")
+
+
+async def _kept(settings: Settings, ahead: dict[str, float]) -> Diagnoses:
+    """Look at what is kept; of what breaks in the middle, what was seen before it stays."""
+    found: Diagnoses = []
+
+    async def look() -> Iterable[Diagnosis]:
+        async for each in _state(settings, ahead):
+            # One by one: an exception would take a list comprehension's along.
+            found.append(each)
+        return ()
+
+    rest = await examined("state", look)
+    return [*found, *rest]
+
+
+async def _state(settings: Settings, ahead: dict[str, float]) -> AsyncIterator[Diagnosis]:
+    """Look at what is kept: database, anchor, root key, policy, collateral. `ahead` gets others' clocks."""
+    try:
+        checked = check_settings(settings, serving=False)
+    except ConfigurationError:
+        yield unknown("state", "database, root key and policy are looked at when the settings are right")
+        return
+    url = checked.database_url
+    async with seen_database(url, checked.root_access.mode) as database:
+
+        async def anchor() -> Iterable[Diagnosis]:
+            return await anchored(checked.anchor, url, data_dir=settings.data_dir, new=database.new)
+
+        for each in (*database.diagnoses, _space(settings, url), *await examined("anchor", anchor)):
+            yield each
+        if database.ahead is not None:
+            ahead["the database"] = database.ahead
+        async with seen_root(checked.root_key_uri, checked.root_access, database) as root:
+            for each in (*root.diagnoses, *await _policy(settings, checked, database, root)):
+                yield each
+            if root.ahead is not None:
+                ahead["Vault"] = root.ahead
+        for each in await _collateral(settings, database):
+            yield each
+
+
+def _space(settings: Settings, url: str) -> Diagnosis:
+    return disk_space(settings.data_dir if is_shared(url) else Path(make_url(url).database or "").parent)
+
+
+async def _policy(settings: Settings, checked: Checked, database: Seen, root: SeenRoot) -> Diagnoses:
+    engine, usable = database.engine, root.root
+    if engine is None or usable is None:
+        return [unknown("policy", "it can only be told with the database and its root key")]
+    return await examined(
+        "policy",
+        lambda: policy_in_force(engine, usable, checked, settings, _now),
+        remedy="kms policy status says more; if the database is an old copy, bring the newest one back",
+    )
+
+
+async def _collateral(settings: Settings, database: Seen) -> Diagnoses:
+    engine = database.engine
+    if engine is None:
+        return [unknown("certificates", "they can only be told with the database")]
+    return await examined("certificates", lambda: kept(engine, settings, _now))
