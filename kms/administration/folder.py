@@ -35,7 +35,9 @@ class FolderPolicies:
             try:
                 return await self._apply(revision, files)
             except PolicyConflict:
-                continue  # a command was faster: what it revoked has to stay
+                if await self.folder_revision() == revision.digest:
+                    return True  # another server with the same folder was faster
+                # A command was faster: what it revoked has to stay.
         return await self._apply(revision, files)
 
     async def _apply(self, revision: Revision, files: Mapping[str, bytes]) -> bool:

@@ -177,6 +177,30 @@ class KeyWork(Protocol):
         ...
 
 
+class LedgerWork(Protocol):
+    """The ledger: its entries, for those who may see them, and what anybody may have."""
+
+    async def entries(self, actor: Actor, *, start: int, limit: int, kind: str | None) -> Json:
+        """Give what is among the `limit` entries from index `start` on, in order; `kind` None: all kinds."""
+        ...
+
+    async def entry(self, actor: Actor, which: int | str) -> Json:
+        """Give one entry by its index, or by its id; one that has no index yet too."""
+        ...
+
+    async def statement(self, actor: Actor) -> Json:
+        """Give the ledger's origin, key and size, with the identity's signature over the key."""
+        ...
+
+    async def checkpoint(self, actor: Actor) -> str:
+        """Give the newest checkpoint, a signed note."""
+        ...
+
+    async def proof(self, actor: Actor, release_id: str) -> Json:
+        """Give the proof that a release, refusal or action is in the newest checkpoint."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Office:
     """All of it, on this machine's database or on a server."""
@@ -186,3 +210,4 @@ class Office:
     images: ImageWork
     operators: OperatorWork
     keys: KeyWork
+    ledger: LedgerWork

@@ -13,6 +13,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -172,6 +173,7 @@ class KeyClient:
             fields = Fields(answer.json(), "answer")
             release_id, suite = fields.text("release_id", at_most=128), fields.text("suite", at_most=128)
             sealed = fields.base64("sealed", at_most=_MAX_SEALED)
+            receipt = fields.take("receipt") if fields.has("receipt") else None
         except JsonError as error:
             raise AnswerRejected(str(error), reason="answer-malformed") from None
         if suite != recipient.suite:
@@ -187,7 +189,7 @@ class KeyClient:
         asked = request.ask.keys
         if len(payload.keys) != len(asked) or not all(map(_answers, payload.keys, asked)):
             raise AnswerRejected("other keys than those asked for", reason="keys-mismatch")
-        return payload
+        return replace(payload, receipt=receipt)
 
     def _verify(self, envelope: bytes, server: Patience, request: ReleaseRequest) -> Payload:
         """Open an envelope of the pinned KMS, or of an identity that the pinned one handed over to."""

@@ -84,7 +84,11 @@ class Connection:
         return await self.ask("POST", path, json.dumps(given, allow_nan=False).encode("ascii"))
 
     async def ask(self, method: str, path: str, body: bytes | None = None) -> Json:
-        """Ask, and give the answer's JSON object.
+        """Ask, and give the answer's JSON object. Raises as `ask_bytes`."""
+        return _object(*await self._exchange(method, path, body))
+
+    async def ask_bytes(self, method: str, path: str) -> bytes:
+        """Ask, and give the answer as it is.
 
         Raises:
             OperatorRefusal, Malformed, TooLarge, Unavailable: what the server says.
@@ -95,6 +99,10 @@ class Connection:
             AnswerRejected: no answer of an attested KMS.
 
         """
+        return (await self._exchange(method, path, None))[1]
+
+    async def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        """Give the status and body of a success."""
         headers = {} if body is None else {"Content-Type": "application/json"}
         try:
             async with (
@@ -114,10 +122,10 @@ class Connection:
                     f"could not connect to {self._place}: {why}; nothing was done"
                 ) from None
             raise ServerUnreachable(f"{why}; whether the server did it is not known") from None
-        document = _object(response.status_code, answer)
+        status = response.status_code
         if response.is_success:
-            return document
-        raise error_of(response.status_code, document, response.headers.get("Retry-After", ""))
+            return status, answer
+        raise error_of(status, _object(status, answer), response.headers.get("Retry-After", ""))
 
 
 async def _read(response: httpx2.Response) -> bytes:

@@ -19,6 +19,7 @@ from kms.errors import (
     PolicyConflict,
     PolicyGated,
     PolicyRefused,
+    RateLimited,
     RootKeyUnavailable,
     TooLarge,
     Unauthenticated,
@@ -46,7 +47,7 @@ class ServerUnreachable(Unavailable):
 class ServerBusy(Unavailable):
     """The server does not look at this request now."""
 
-    code = "rate-limited"
+    code = "server-busy"
 
 
 class ServerFailed(KmsError):
@@ -76,7 +77,8 @@ _REFUSALS: Final[Mapping[str, type[OperatorRefusal]]] = {
     )
 }
 _UNAVAILABLE: Final[Mapping[str, type[Unavailable]]] = {
-    kind.code: kind for kind in (CollateralUnavailable, RootKeyUnavailable, LedgerUnavailable, ServerBusy)
+    kind.code: kind
+    for kind in (CollateralUnavailable, RootKeyUnavailable, LedgerUnavailable, RateLimited, ServerBusy)
 }
 _OTHERS: Final[Mapping[str, type[KmsError]]] = {
     kind.code: kind for kind in (MalformedRequest, MalformedEvidence, TooLarge)

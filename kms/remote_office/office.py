@@ -12,6 +12,7 @@ from kms.administration.office import Json, Office
 from kms.operators import Actor, Role
 from kms.remote_office.connection import Connection
 from kms.remote_office.keys import RemoteKeys
+from kms.remote_office.ledger import RemoteLedger
 from kms.remote_office.policies import RemotePolicies, whole_seconds
 from kms.remote_office.records import RemoteImages, RemoteRecords
 
@@ -37,6 +38,7 @@ async def open_remote(
             images=RemoteImages(connection),
             operators=RemoteOperators(connection),
             keys=RemoteKeys(connection),
+            ledger=RemoteLedger(connection),
         )
 
 

@@ -47,7 +47,8 @@ class KeyFolder:
         if not self.database.exists():
             return []
         with closing(sqlite3.connect(self.database)) as connection:
-            rows = connection.execute("select entry from entries where kind = 'action' order by id").fetchall()
+            actions = "select entry from entries where kind = 'action' order by id"
+            rows = connection.execute(actions).fetchall()
         return [entry for (each,) in rows if (entry := json.loads(each))["action"] in words]
 
     def written(self) -> bytes:
