@@ -8,7 +8,8 @@ import ssl
 from dataclasses import dataclass
 from typing import Final
 
-from kms.anchor import FileAnchor
+from kms import vault_anchor
+from kms.anchor import Anchor, FileAnchor
 from kms.database.engine import check_database_url, sqlite_url
 from kms.errors import ConfigurationError
 from kms.http.tls import ask_for_certificates, certificate_names, server_context
@@ -40,7 +41,7 @@ class Checked:
     roots: TrustedRoots
     policy_files: Files | None
     trust: PolicyTrust | None
-    anchor: FileAnchor
+    anchor: Anchor
     oidc: Issuer | None
     tls: ssl.SSLContext | None
 
@@ -55,7 +56,6 @@ def check_settings(settings: Settings, *, serving: bool) -> Checked:
         ConfigurationError: the operator must change something; it says what.
 
     """
-    _refuse_unbuilt(settings)
     root_key_uri = settings.root_key or f"file:{settings.data_dir / _ROOT_KEY_FILE}"
     access = root_access(settings)
     check_uri(root_key_uri, access)
@@ -70,7 +70,7 @@ def check_settings(settings: Settings, *, serving: bool) -> Checked:
         roots=load_roots(settings.development_roots),
         policy_files=policy_files,
         trust=policy_trust(settings),
-        anchor=policy_anchor(settings),
+        anchor=configured_anchor(settings, access),
         oidc=Issuer.configured(
             issuer=settings.oidc_issuer,
             audience=settings.oidc_audience,
@@ -109,13 +109,16 @@ def policy_trust(settings: Settings) -> PolicyTrust | None:
         raise ConfigurationError(f"KMS_POLICY_TRUST: {settings.policy_trust}: {error}") from error
 
 
-def policy_anchor(settings: Settings) -> FileAnchor:
-    """Give where this server keeps the highest policy change that it has used.
+def configured_anchor(settings: Settings, access: RootAccess) -> Anchor:
+    """Give where this server keeps what it has used and seen last; whoever uses it closes it.
 
     Raises:
-        ConfigurationError: not a place that this version can keep it.
+        ConfigurationError: not a place that it can be kept in.
 
     """
+    scheme, _, rest = (settings.ledger_anchor or "").partition(":")
+    if scheme == vault_anchor.SCHEME:
+        return vault_anchor.VaultAnchor.from_setting(rest, access)
     return FileAnchor.from_setting(settings.ledger_anchor, settings.data_dir / _ANCHOR_FILE)
 
 
@@ -128,9 +131,3 @@ def _checked_tls(settings: Settings) -> ssl.SSLContext | None:
     if settings.tls_cert is None or settings.tls_key is None:
         raise ConfigurationError("KMS_TLS_CERT and KMS_TLS_KEY go together: set both or neither")
     return server_context(settings.tls_cert, settings.tls_key, settings.tls_minimum, settings.operator_ca)
-
-
-def _refuse_unbuilt(settings: Settings) -> None:
-    """Refuse settings that would promise what this version does not do."""
-    if settings.workers != 1:
-        raise ConfigurationError("KMS_WORKERS: this version runs one server process")

@@ -4,6 +4,7 @@ import difflib
 import ipaddress
 import os
 import re
+import socket
 import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
@@ -20,12 +21,6 @@ from kms.snp.revocation import RevocationMode
 _PREFIX = "KMS_"
 # Read by the command line and the tests; not settings of the server.
 _NOT_SETTINGS = frozenset({"KMS_CONFIG", "KMS_REAL_EVIDENCE"})
-# Protocol settings that this version reads and does not act upon: said when an operator sets one, and not
-# shown among the effective ones. What would promise a protection is refused instead (kms/preflight.py).
-_WITHOUT_EFFECT = {
-    "metrics_listen": "this version has no metrics yet; nothing listens there",
-}
-_REFUSED_WHEN_SET = frozenset({"workers"})
 _RATE = re.compile(r"(\d{1,9})(?:/s)?(?: burst (\d{1,9}))?")
 _DURATION = re.compile(r"(\d{1,6}) ?(s|m|h|d|seconds|minutes|hours|days)?")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -112,6 +107,21 @@ def _urls(value: object) -> object:
     return [url.rstrip("/") for url in urls]
 
 
+def _traces(value: object) -> object:
+    if value is None:
+        return None
+    found = _urls([value])
+    if not isinstance(found, list) or len(found) != 1:
+        raise ValueError("write the URL of an OTLP/HTTP collector, for example https://HOST:4318/v1/traces")
+    url = found[0]
+    return url if urlsplit(url).path else f"{url}/v1/traces"
+
+
+def _host_name() -> str:
+    """Give the host's name as far as it fits."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "kms"
+
+
 def _positive(value: timedelta) -> timedelta:
     if value <= timedelta(0):
         raise ValueError("must be more than nothing")
@@ -120,6 +130,7 @@ def _positive(value: timedelta) -> timedelta:
 
 ListenAddress = Annotated[Address, BeforeValidator(_address)]
 OptionalAddress = Annotated[Address | None, BeforeValidator(_optional_address)]
+RequestRate = Annotated[Rate, BeforeValidator(_rate)]
 Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_positive)]
 
 
@@ -171,7 +182,8 @@ class Settings(BaseModel):
     ledger_anchor: str | None = Field(
         None,
         repr=False,
-        description="where the highest policy sequence is kept; default: a file in the data folder",
+        description="where the newest policy, epochs and ledger that were seen are kept: PATH, or"
+        " vault-kv:MOUNT/PATH; default: a file in the data folder",
     )
     collateral_dir: Path | None = Field(
         None, description="certificates; default: collateral in the data folder"
@@ -180,18 +192,37 @@ class Settings(BaseModel):
         default_factory=lambda: ["https://kdsintf.amd.com"],
         description="key distribution services, in order, or `none`",
     )
-    kds_rate: Annotated[Rate, BeforeValidator(_rate)] = Field(
-        Rate(5, 100), description="requests to each key distribution service"
-    )
+    kds_rate: RequestRate = Field(Rate(5, 100), description="requests to each key distribution service")
     crl: RevocationMode = Field(RevocationMode.WHEN_AVAILABLE, description="revocation lists")
     crl_max_age: Duration = Field(timedelta(days=7), description="past a list's next update")
     development_roots: Path | None = Field(None, description="PEM file of extra ARKs: DEVELOPMENT MODE")
-    rate_limit: Annotated[Rate, BeforeValidator(_rate)] = Field(
-        Rate(200, 2000), description="for each address"
+    rate_limit: RequestRate = Field(Rate(200, 2000), description="for each address, all servers together")
+    rate_limit_total: RequestRate = Field(
+        Rate(2000, 20_000), description="releases of all addresses, each server process"
+    )
+    rate_limit_chip: RequestRate = Field(
+        Rate(20, 1000), description="for each chip, once its report is verified"
+    )
+    rate_limit_app: RequestRate = Field(
+        Rate(500, 20_000), description="for each app, once the policy allowed its guest"
+    )
+    max_in_flight: Annotated[int, BeforeValidator(_no_truth)] = Field(
+        256, ge=1, le=65_536, description="releases worked on at once, each server process"
+    )
+    drain: Annotated[timedelta, BeforeValidator(_duration)] = Field(
+        timedelta(0), description="how long a server that was told to stop still accepts connections"
     )
     challenge_ttl: Duration = Field(timedelta(seconds=300), description="seconds")
+    server_name: str = Field(
+        default_factory=_host_name,
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="how this server is called in entries and logs; default: the host's name",
+    )
     workers: Annotated[int, BeforeValidator(_no_truth)] = Field(
         1, ge=1, le=256, description="server processes"
+    )
+    traces: Annotated[str | None, BeforeValidator(_traces)] = Field(
+        None, description="OTLP/HTTP collector of traces, https://HOST:4318; default: no traces"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log line"
@@ -207,25 +238,10 @@ class Settings(BaseModel):
         """Where local endorsement certificates are."""
         return self.collateral_dir or self.data_dir / "collateral"
 
-    def without_effect(self) -> tuple[str, ...]:
-        """Give a warning for each setting that an operator set and that does nothing in this version."""
-        found = []
-        for name, why in _WITHOUT_EFFECT.items():
-            # `off` is what this version does.
-            off = name == "metrics_listen" and self.metrics_listen is None
-            if name in self.model_fields_set and not off:
-                found.append(f"{_PREFIX}{name.upper()} has no effect: {why}")
-        return tuple(found)
-
     def shown(self) -> dict[str, Any]:
-        """Give the effective settings for printing.
-
-        Credentials in URLs are left out, and so is what has no effect in this version.
-        """
+        """Give the effective settings for printing, without credentials in URLs."""
         shown: dict[str, Any] = {}
         for name in type(self).model_fields:
-            if name in _WITHOUT_EFFECT or name in _REFUSED_WHEN_SET:
-                continue
             value = getattr(self, name)
             if name in {"database_url", "root_key", "ledger_anchor"} and value:
                 value = _without_secrets(value)
@@ -247,7 +263,7 @@ def load_settings(
 ) -> tuple[Settings, tuple[str, ...]]:
     """Read `kms.toml` (`config`, else `KMS_CONFIG`, else none) and the environment.
 
-    Gives the settings, and warnings: `KMS_…` variables that are none, settings that have no effect.
+    Gives the settings, and warnings: `KMS_…` variables that are none.
 
     Raises:
         ConfigurationError: an unreadable file, an unknown key (with the closest known one), a wrong value.
@@ -277,7 +293,7 @@ def load_settings(
         name = str(first["loc"][0])
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigurationError(f"setting {_PREFIX}{name.upper()}: {message}") from None
-    return settings, (*warnings, *settings.without_effect())
+    return settings, tuple(warnings)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

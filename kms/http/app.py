@@ -1,6 +1,8 @@
 """The application: routes inside, and around them what holds for every response."""
 
+from asyncio import to_thread
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Final
 
 import structlog
@@ -10,22 +12,28 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from kms import __version__
 from kms.administration.office import Office
 from kms.desk import ReleaseDesk
-from kms.errors import KmsError, TooLarge, Unavailable
+from kms.errors import KmsError, RateLimited, TooLarge, Unavailable
 from kms.http.docs_page import docs_page
-from kms.http.limits import BODY_TOO_SLOW, AddressLimiter, InFlight, is_plain_json
+from kms.http.hot_routes import HotRoutes, ReleaseEndpoints
+from kms.http.ledger_routes import ledger_routes
+from kms.http.limits import BODY_TOO_SLOW, AddressLimiter, ServerBusy, is_plain_json
+from kms.http.observing import LIMITED_BY
 from kms.http.operator_endpoint import SECURITY, Authenticate
 from kms.http.operator_routes import operator_routes
 from kms.http.problems import problem, problem_of, problem_of_status
+from kms.http.release_gate import ReleaseGate
 from kms.http.routes import Readiness, guest_routes
 from kms.http.schemas import ReleaseBody, Shape
+from kms.ledger_publishing import PublicLedger
+from kms.strict_json import compact_json
 
 _log = structlog.get_logger("kms.http")
 _REF: Final = "#/components/schemas/{model}"
-_MOST_AT_ONCE: Final = 512  # releases in flight; more only wait for each other
 _NOT_LIMITED: Final = frozenset({"/healthz", "/readyz"})
 
 
@@ -34,9 +42,11 @@ def create_app(
     *,
     readiness: Readiness,
     limiter: AddressLimiter,
+    gate: ReleaseGate,
     new_request_id: Callable[[], str],
     tls_ca: str | None,
     office: Office | None = None,
+    ledger: PublicLedger | None = None,
     authenticate: Authenticate | None = None,
 ) -> FastAPI:
     """Make the application for one desk. Operators have routes where there is an office that knows them."""
@@ -50,8 +60,13 @@ def create_app(
         # The framework's pages load their scripts from elsewhere; `docs_page` loads nothing.
         docs_url=None,
         redoc_url=None,
+        # And it would write the document anew for every stranger who asks.
+        openapi_url=None,
     )
-    app.include_router(guest_routes(desk, readiness, InFlight(_MOST_AT_ONCE), tls_ca))
+    endpoints = ReleaseEndpoints(desk, gate)
+    app.include_router(guest_routes(desk, endpoints, readiness, tls_ca))
+    if ledger is not None:
+        app.include_router(ledger_routes(ledger))
     shapes: set[type[Shape]] = {ReleaseBody}
     security: Mapping[str, Mapping[str, str]] = {}
     if office is not None and authenticate is not None:
@@ -60,13 +75,28 @@ def create_app(
         shapes |= routes.shapes
         security = SECURITY
 
+    # Made once, and beside the event loop: the document is some hundred kilobytes.
+    document = cache(lambda: Response(compact_json(app.openapi()), media_type="application/json"))
+    page = cache(lambda: docs_page(app.openapi()))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return await to_thread(document)
+
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return docs_page(app.openapi())
+        return await to_thread(page)
 
     app.add_exception_handler(KmsError, _on_kms_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    # The one that is added last comes first.
+    app.add_middleware(
+        HotRoutes,
+        endpoints={"/v1/challenges": endpoints.challenges, "/v1/releases": endpoints.releases},
+        failed=_on_kms_error,
+        hung_up=_on_disconnect,
+    )
     app.add_middleware(
         _EveryResponse, limiter=limiter, new_request_id=new_request_id, development=desk.development
     )
@@ -99,6 +129,8 @@ class _EveryResponse:
             return
         request_id = self._new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
+        # A task of its own serves each request: what is logged on the way, wherever, says whose it is.
+        bind_contextvars(request_id=request_id)
         marks = response_marks(request_id, development=self._development)
 
         async def send_marked(message: Message) -> None:
@@ -133,6 +165,7 @@ class _EveryResponse:
         if scope["path"] not in _NOT_LIMITED and client is not None:
             wait = self._limiter.retry_after(client[0])
             if wait is not None:
+                scope["state"][LIMITED_BY] = "address"
                 return problem("rate-limited", request_id, headers={"Retry-After": str(int(wait) + 1)})
         # Operators' routes look at it themselves, once they know who asks.
         if scope["path"] == "/v1/releases" and not is_plain_json(scope["headers"]):
@@ -151,6 +184,8 @@ async def _on_kms_error(request: Request, error: Exception) -> Response:
         reason=error.reason,
         detail=error.detail,
     )
+    if isinstance(error, RateLimited | ServerBusy):
+        setattr(request.state, LIMITED_BY, error.reason.removesuffix("-rate-limited"))
     known = getattr(request.state, "operator", None) is not None
     response = problem_of(error, request.state.request_id, to_operator=known)
     if isinstance(error, TooLarge) or error.reason == BODY_TOO_SLOW:

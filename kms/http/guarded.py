@@ -11,8 +11,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 from typing_extensions import override
 
+from kms.buckets import Buckets
 from kms.http.accepting import Acceptor
-from kms.http.connections import HEADER_WITHIN, Connection, Door
+from kms.http.connections import HEADER_WITHIN, WRITE_WITHIN, Connection, Door
 
 _BACKLOG: Final = 2048
 
@@ -22,7 +23,9 @@ class GuardedServer(uvicorn.Server):
 
     uvicorn raises the signal that stopped it once more, which would end the process before its work is done:
     whoever runs it sets `should_exit`, or overrides `on_tick`. `tls` None is plain HTTP. `malformed` answers
-    what is not HTTP. In seconds: `keep_alive`, `grace` for requests in flight at the end, `header_within`.
+    what is not HTTP. In seconds: `keep_alive`, `grace` for requests in flight at the end, `header_within`,
+    `write_within`. `fruitless` limits connections that come to nothing, by network. Once it is `stopping`,
+    each answer is the last of its connection.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class GuardedServer(uvicorn.Server):
         keep_alive: int,
         grace: int,
         header_within: float = HEADER_WITHIN,
+        write_within: float = WRITE_WITHIN,
+        fruitless: Buckets | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -55,7 +60,10 @@ class GuardedServer(uvicorn.Server):
         self._door = door
         self._malformed = malformed
         self._header_within = header_within
-        self._acceptor = Acceptor(listener, tls, door, self._connection)
+        self._write_within = write_within
+        self._fruitless = fruitless
+        self.stopping = False
+        self._acceptor = Acceptor(listener, tls, door, self._connection, fruitless)
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -68,6 +76,7 @@ class GuardedServer(uvicorn.Server):
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.stopping = True
         await self._acceptor.stop()
         await super().shutdown(sockets)
 
@@ -84,5 +93,8 @@ class GuardedServer(uvicorn.Server):
             network=network,
             door=self._door,
             malformed=self._malformed,
+            stopping=lambda: self.stopping,
+            fruitless=self._fruitless,
             header_within=self._header_within,
+            write_within=self._write_within,
         )

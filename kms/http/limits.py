@@ -1,7 +1,6 @@
 """Limits before anything expensive: how often an address may ask, how much and how slowly it may send."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -9,6 +8,7 @@ from typing import Final
 from starlette.requests import Request
 
 from kms.addresses import network_of
+from kms.buckets import Buckets
 from kms.errors import MalformedRequest, TooLarge, Unavailable
 
 MAX_BODY: Final = 1 << 20
@@ -18,49 +18,30 @@ BODY_TOO_SLOW: Final = "body-too-slow"
 MAX_LONG_BODY: Final = 64 << 20
 LONG_BODY_WITHIN: Final = 120.0  # seconds
 LONG_BODY: Final = "long_body"  # member of a request's state: its connection may send so much
-# An IPv6 customer has at least a /64: limiting single addresses of it limits nobody.
-_MOST_ADDRESSES: Final = 100_000
-_SECOND: Final = 1_000_000_000  # nanoseconds
 
 
 class AddressLimiter:
-    """A token bucket for each address. `monotonic` gives seconds.
+    """A token bucket for the network of each address. `monotonic` gives seconds.
 
-    Each bucket is one number: the time at which it would be full again (GCRA), in whole nanoseconds, because
-    rounding would cost tokens. The oldest addresses are forgotten first, which only gives them a full bucket
-    again.
+    An IPv6 customer has at least a /64: limiting single addresses of it would limit nobody.
     """
 
     def __init__(self, per_second: int, burst: int, monotonic: Callable[[], float]) -> None:
-        self._interval = _SECOND // per_second
-        self._tolerance = self._interval * max(burst, 1)
-        self._monotonic = monotonic
-        self._full_at: OrderedDict[str, int] = OrderedDict()
+        self.buckets = Buckets(per_second, burst, monotonic)
 
     def retry_after(self, address: str) -> float | None:
         """Take a token; None if there was one, else the seconds until there is one again."""
-        now = int(self._monotonic() * _SECOND)
-        key = network_of(address)
-        full_at = max(self._full_at.get(key, now), now) + self._interval
-        if full_at - now > self._tolerance:
-            return (full_at - now - self._tolerance) / _SECOND
-        self._full_at[key] = full_at
-        self._full_at.move_to_end(key)
-        if len(self._full_at) > _MOST_ADDRESSES:
-            self._full_at.popitem(last=False)
-        return None
+        return self.buckets.retry_after(network_of(address))
 
     def give_back(self, address: str) -> None:
         """Give back the token that `retry_after` just took: what it was taken for does not count."""
-        key = network_of(address)
-        if key in self._full_at:
-            self._full_at[key] -= self._interval
+        self.buckets.give_back(network_of(address))
 
 
 class ServerBusy(Unavailable):
     """As many requests as the server works on at once are being worked on."""
 
-    code = "rate-limited"
+    code = "server-busy"
 
 
 class InFlight:
@@ -82,7 +63,7 @@ class InFlight:
 
         """
         if self._now >= self._most:
-            raise ServerBusy("too many requests at once", reason="server-busy", retry_after=1)
+            raise ServerBusy("too many requests at once", retry_after=1)
         self._now += 1
         try:
             yield
@@ -107,15 +88,17 @@ def declared_length(request: Request) -> int | None:
     return int(text[:12]) if text.isascii() and text.isdigit() else None
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, room: Callable[[int], None] = lambda _: None) -> bytes:
     """Read a body of at most `MAX_BODY` bytes within `BODY_WITHIN`, without ever holding more.
+
+    `room` is told of each piece how long it is, and raises when there is no room for it.
 
     Raises:
         TooLarge: it is longer, by its own word or in fact.
         MalformedRequest: it was not there in time.
 
     """
-    return await _read(request, MAX_BODY, BODY_WITHIN)
+    return await _read(request, MAX_BODY, BODY_WITHIN, room)
 
 
 async def read_long_body(request: Request) -> bytes:
@@ -126,19 +109,20 @@ async def read_long_body(request: Request) -> bytes:
 
     """
     setattr(request.state, LONG_BODY, True)
-    return await _read(request, MAX_LONG_BODY, LONG_BODY_WITHIN)
+    return await _read(request, MAX_LONG_BODY, LONG_BODY_WITHIN, lambda _: None)
 
 
-async def _read(request: Request, at_most: int, within: float) -> bytes:
+async def _read(request: Request, at_most: int, within: float, room: Callable[[int], None]) -> bytes:
     if (declared_length(request) or 0) > at_most:
         raise _too_large(at_most)
     body = bytearray()
     try:
         async with asyncio.timeout(within):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > at_most:
+                if len(body) + len(chunk) > at_most:
                     raise _too_large(at_most)
+                room(len(chunk))
+                body += chunk
     except TimeoutError:
         raise MalformedRequest("the body did not come in time", reason=BODY_TOO_SLOW) from None
     return bytes(body)

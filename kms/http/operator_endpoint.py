@@ -47,7 +47,7 @@ _JSON: Final = "application/json"
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _MOST_LONG_BODIES: Final = 2
 _ALWAYS: Final = ("malformed-request", "unauthenticated", "forbidden", "rate-limited", "ledger-unavailable")
-_WITH_BODY: Final = ("too-large", "unsupported-media-type")
+_WITH_BODY: Final = ("too-large", "unsupported-media-type", "server-busy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,8 @@ from kms.http import examples
 from kms.http.parameters import Parameter
 from kms.identifiers import AppId, ChipId, FixedBytes
 from kms.keys.epochs import LATELY
+from kms.ledger.actions import ACTION
+from kms.ledger.entries import DECISION
 
 MAX_LIMIT: Final = 500
 DEFAULT_LIMIT: Final = 50
@@ -23,6 +25,7 @@ _REVISION: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _CODE: Final = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")  # within a database's integers
+_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,14}")  # below 2^53
 _TIME: Final = re.compile(r"2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|\+00:00)", re.ASCII)
 
 E = TypeVar("E", bound=StrEnum)
@@ -33,6 +36,13 @@ class Outcome(StrEnum):
 
     RELEASED = "released"
     REFUSED = "refused"
+
+
+class EntryKind(StrEnum):
+    """What an entry of the ledger tells of."""
+
+    DECISION = DECISION
+    ACTION = ACTION
 
 
 def revision(text: str) -> str:
@@ -107,6 +117,15 @@ def _seconds(text: str) -> timedelta:
 
 def _id(text: str) -> str:
     return _matched(_ID, text, "must be 32 hex digits")
+
+
+def _index(text: str) -> int:
+    return int(_matched(_INDEX, text, "must be an index, 0 or more"))
+
+
+def _entry(text: str) -> int | str:
+    # No index is as long as an id.
+    return _id(text) if _ID.fullmatch(text) else _index(text)
 
 
 def _code(text: str) -> str:
@@ -263,6 +282,29 @@ SINCE_SECONDS: Final[Parameter[timedelta]] = Parameter(
         "default": LATELY // timedelta(seconds=1),
     },
     example=604_800,
+)
+FROM_INDEX: Final[Parameter[int]] = Parameter(
+    name="from",
+    read=_index,
+    default=0,
+    description="from this index on: `next` of the page before",
+    schema={"type": "integer", "minimum": 0, "default": 0},
+    example=1000,
+)
+KIND: Final[Parameter[EntryKind | None]] = Parameter(
+    name="kind",
+    read=word_of(EntryKind),
+    default=None,
+    description="only entries of this kind",
+    schema={"type": "string", "enum": list(EntryKind)},
+    example="decision",
+)
+ENTRY: Final[Parameter[int | str]] = Parameter(
+    name="entry",
+    read=_entry,
+    description="an entry's index or id",
+    schema={"type": "string", "pattern": f"^(?:{_INDEX.pattern}|{_ID.pattern})$"},
+    example="1037",
 )
 OPERATOR: Final[Parameter[str]] = Parameter(
     name="name", read=name, description="an operator's name", schema=_TEXT, example="alice"

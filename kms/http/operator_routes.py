@@ -5,6 +5,7 @@ from typing import Final
 
 from kms.administration.office import Json, Office, OperatorWork
 from kms.http import operator_schemas as shapes
+from kms.http.entry_routes import add_entry_routes
 from kms.http.key_routes import add_key_routes
 from kms.http.operator_endpoint import Asked, Authenticate, OperatorRoutes
 from kms.http.operator_parameters import AFTER, BEFORE_ID, LIMIT, OPERATOR, printable, word_of
@@ -22,6 +23,7 @@ def operator_routes(office: Office, authenticate: Authenticate) -> OperatorRoute
     add_record_routes(routes, office.records)
     add_image_routes(routes, office.images)
     add_key_routes(routes, office.keys)
+    add_entry_routes(routes, office.ledger)
     _add_account_routes(routes, office.operators)
     return routes
 

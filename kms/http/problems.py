@@ -47,12 +47,13 @@ KINDS: Final[Mapping[str, Kind]] = {
     "too-large": Kind(413, "The body is too large"),
     "unsupported-media-type": Kind(415, "The body must be JSON without content encoding"),
     "policy-invalid": Kind(422, "The policy has errors, or the change cannot be made"),
-    "rate-limited": Kind(429, "Too many requests from this address"),
+    "rate-limited": Kind(429, "Too many requests"),
     "internal": Kind(500, "The server failed; the operator can find this request by its id"),
     "collateral-unavailable": Kind(503, "A certificate that is needed cannot be had now"),
     "root-key-unavailable": Kind(503, "The root key cannot be used now"),
     "oidc-unavailable": Kind(503, "The identity provider of operators cannot be asked now"),
     "ledger-unavailable": Kind(503, "The decision cannot be recorded now"),
+    "server-busy": Kind(503, "The server works on as much as it can"),
     "not-ready": Kind(503, "The server is not ready"),
 }
 _BY_STATUS: Final = {

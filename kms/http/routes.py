@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from kms import __version__
-from kms.desk import Refused, ReleaseDesk, Submission
-from kms.encoding import b64url, whole_seconds
-from kms.errors import MalformedRequest
+from kms.desk import ReleaseDesk
+from kms.encoding import b64url
 from kms.http.app_routes import app_routes
 from kms.http.ca_routes import ca_routes
-from kms.http.limits import MAX_BODY, InFlight, read_body
+from kms.http.hot_routes import NO_STORE, ReleaseEndpoints
 from kms.http.problems import problem
 from kms.http.schemas import (
     ChallengeAnswer,
@@ -26,12 +24,7 @@ from kms.http.schemas import (
 )
 from kms.http.shared_work import SharedWork
 from kms.publishing import PublishedKeys, derive_public_halves
-from kms.release import issue_challenge, release
-from kms.strict_json import Fields, JsonError, parse
 
-_log = structlog.get_logger("kms.release")
-
-_NO_STORE = {"Cache-Control": "no-store"}
 # Apps in epochs, some 1500 bytes each. Only what the policy lists gets in, so that strangers cannot push it
 # out: as long as there are fewer, each asks the root once.
 _MOST_PUBLISHED: Final = 65_536
@@ -45,7 +38,7 @@ class Readiness:
 
 
 def guest_routes(
-    desk: ReleaseDesk, readiness: Readiness, in_flight: InFlight, tls_ca: str | None
+    desk: ReleaseDesk, endpoints: ReleaseEndpoints, readiness: Readiness, tls_ca: str | None
 ) -> APIRouter:
     """Make the routes that a guest or anybody may ask."""
     router = APIRouter()
@@ -61,13 +54,8 @@ def guest_routes(
         summary="Get a challenge",
         description="Any body is ignored. The server keeps nothing of a challenge until it is spent.",
     )
-    async def challenges() -> Response:
-        challenge = issue_challenge(desk)
-        body = {
-            "challenge": b64url(challenge.raw),
-            "expires_at": whole_seconds(challenge.expires_at),
-        }
-        return JSONResponse(body, 201, headers=_NO_STORE)
+    async def challenges(request: Request) -> Response:
+        return await endpoints.challenges(request)
 
     @router.post(
         "/v1/releases",
@@ -82,23 +70,7 @@ def guest_routes(
         },
     )
     async def releases(request: Request) -> Response:
-        body = await read_body(request)
-        with in_flight.place():
-            outcome = await release(desk, _submission(request, body))
-        if isinstance(outcome, Refused):
-            _log.info("refused", request_id=outcome.release_id, code=outcome.code, reasons=outcome.reasons)
-            return problem(outcome.code, outcome.release_id, reasons=outcome.reasons)
-        _log.info("released", request_id=outcome.release_id, policy=outcome.policy_revision)
-        answer = {
-            "release_id": outcome.release_id,
-            "suite": outcome.suite,
-            "sealed": b64url(outcome.sealed),
-            "boot_info": outcome.boot_info.to_json(),
-            "policy_revision": outcome.policy_revision,
-            "receipt": dict(outcome.receipt),
-            "development": outcome.development,
-        }
-        return JSONResponse(answer, headers=_NO_STORE)
+        return await endpoints.releases(request)
 
     @router.get(
         "/v1/identity",
@@ -132,21 +104,6 @@ def guest_routes(
         reasons = await readiness.reasons()
         if reasons:
             return problem("not-ready", request.state.request_id, reasons=reasons)
-        return JSONResponse({"status": "ready", "development": desk.development}, headers=_NO_STORE)
+        return JSONResponse({"status": "ready", "development": desk.development}, headers=NO_STORE)
 
     return router
-
-
-def _submission(request: Request, body: bytes) -> Submission:
-    try:
-        fields = Fields(parse(body), "body", MalformedRequest)
-    except JsonError as error:
-        raise MalformedRequest(f"body: {error}") from error
-    submission = Submission(
-        release_id=request.state.request_id,
-        client=request.client.host if request.client else "unknown",
-        request=fields.base64("request", at_most=MAX_BODY),
-        evidence=fields.take("evidence"),
-    )
-    fields.end()
-    return submission

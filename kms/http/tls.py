@@ -174,6 +174,20 @@ def server_context(
     return context
 
 
+def certificate_expiry(certificate: Path) -> datetime:
+    """Give when the first certificate of a PEM chain expires, intermediate ones too.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+
+    """
+    try:
+        chain = x509.load_pem_x509_certificates(certificate.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the TLS certificate {certificate} cannot be read: {error}") from error
+    return min(each.not_valid_after_utc for each in chain)
+
+
 def ask_for_certificates(context: ssl.SSLContext, operator_ca: Path) -> None:
     """Let clients show a certificate of the CAs in a PEM file; whoever shows another one is turned away.
 

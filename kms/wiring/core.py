@@ -13,14 +13,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kms.administration.changing import PolicyChanger
 from kms.administration.folder import FolderPolicies
 from kms.administration.permission import Journal
-from kms.anchor import FileAnchor
+from kms.anchor import Anchor
 from kms.authenticity import Authenticator
 from kms.database.actions import ActionStore
 from kms.database.decisions import DecisionStore
+from kms.database.kept_epochs import KeptEpochs
 from kms.database.operators import OperatorStore
 from kms.database.policy_store import PolicyStore
+from kms.database.recording import Recorder
 from kms.desk import ReleaseDesk
-from kms.kds.client import KdsClient
+from kms.kds.client import KdsClient, ObserveRequest, unobserved
 from kms.kds.service import CollateralService
 from kms.keys.row_seal import RowSeal
 from kms.packaged import load_advisories
@@ -36,8 +38,10 @@ from kms.settings import Settings
 from kms.snp.revocation import Revocation, RevocationMode
 from kms.snp.roots import TrustedRoots
 from kms.start_lock import alone_in
+from kms.telemetry.metrics import Metrics
 from kms.wiring.keys import KeyParts, key_parts
 from kms.wiring.stores import Stores, keep_files_private, new_id, open_stores_in, utc_now
+from kms.wiring.telemetry import observe_commits, observe_root, observe_services
 
 T = TypeVar("T")
 
@@ -70,14 +74,15 @@ def policy_parts(
     engine: AsyncEngine,
     *,
     seal: RowSeal,
+    recorder: Recorder,
     kms_identity: bytes,
     trust: PolicyTrust | None,
-    anchor: FileAnchor,
+    anchor: Anchor,
     clock: Clock,
     new_id: Callable[[], str],
 ) -> PolicyParts:
     """Build what follows and changes the policy in force."""
-    store = PolicyStore(engine, clock, seal=seal, kms_identity=kms_identity)
+    store = PolicyStore(engine, clock, seal=seal, kms_identity=kms_identity, recorder=recorder)
     beside = OneAtATime()
 
     async def compare(old: Revision | None, new: Revision) -> tuple[Difference, ...]:
@@ -85,21 +90,25 @@ def policy_parts(
 
     authority = PolicyAuthority(trust=trust, kms_identity=kms_identity, compare=compare)
     changer = PolicyChanger(history=store, authority=authority, anchor=anchor, clock=clock, beside=beside)
-    journal = Journal(actions=ActionStore(engine), clock=clock, new_id=new_id)
+    journal = Journal(actions=ActionStore(engine, recorder), clock=clock, new_id=new_id)
     return PolicyParts(
         store=store,
         changer=changer,
         followed=FollowedPolicies(store, authority, anchor),
         folder=FolderPolicies(changer=changer, journal=journal),
-        register=OperatorStore(engine, clock, seal),
+        register=OperatorStore(engine, clock, seal, recorder=recorder),
         journal=journal,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Core:
-    """What a server and an operator's command have in common, built and at rest."""
+    """What a server and an operator's command have in common, built and at rest.
 
+    `founding` says that this KMS did nothing yet before this start.
+    """
+
+    founding: bool
     stores: Stores
     root: CheckedRoot
     keys: KeyParts
@@ -109,8 +118,12 @@ class Core:
     desk: ReleaseDesk
 
 
-async def build_core(settings: Settings, checked: Checked, stack: AsyncExitStack) -> Core:
+async def build_core(
+    settings: Settings, checked: Checked, stack: AsyncExitStack, metrics: Metrics | None = None
+) -> Core:
     """Open the database and the root key, and build what stands on them; nothing runs yet.
+
+    Commands have no `metrics` that anybody asks for.
 
     Raises:
         ConfigurationError: one of them cannot be opened, or they do not belong together.
@@ -118,30 +131,40 @@ async def build_core(settings: Settings, checked: Checked, stack: AsyncExitStack
         LedgerUnavailable: nor does the database; or what it says of epochs is not to be believed.
 
     """
+    metrics = metrics or Metrics()
     keep_files_private()
+    stack.push_async_callback(checked.anchor.close)
     async with alone_in(settings.data_dir):
         stores = await open_stores_in(checked.database_url, settings, stack)
+        founding = await _is_new(stores, checked.anchor, settings)
         root = await open_checked_root(
             checked.root_key_uri,
             stores.installation,
             checked.root_access,
             now=utc_now(),
             random=secrets.token_bytes,
-            may_be_made=await _is_new(stores, checked.anchor, settings),
+            may_be_made=founding,
+            observe=observe_root(metrics, checked.root_key_uri),
         )
         stack.push_async_callback(root.close)
-        keys = await key_parts(stores.engine, root, anchor=checked.anchor, clock=utc_now)
+        keys = await key_parts(
+            stores.engine, root, anchor=checked.anchor, clock=utc_now, server=settings.server_name
+        )
     parts = policy_parts(
         stores.engine,
         seal=keys.seal,
+        recorder=keys.recorder,
         kms_identity=keys.founding_identity,
         trust=checked.trust,
         anchor=checked.anchor,
         clock=utc_now,
         new_id=new_id,
     )
-    decisions = DecisionStore(stores.engine, utc_now)
-    collateral = collateral_service(settings, stores, checked.roots)
+    epochs = KeptEpochs(keys.register)
+    decisions = DecisionStore(stores.engine, utc_now, keys.recorder, epochs, observe=observe_commits(metrics))
+    collateral = collateral_service(
+        settings, stores, checked.roots, observe_requests=observe_services(metrics)
+    )
     desk = ReleaseDesk(
         clock=utc_now,
         randomness=secrets.token_bytes,
@@ -152,7 +175,7 @@ async def build_core(settings: Settings, checked: Checked, stack: AsyncExitStack
         policies=parts.followed,
         decisions=decisions,
         root_key=keys.root,
-        epochs=keys.register,
+        epochs=epochs,
         apps_ca=keys.apps_ca,
         foreign=keys.foreign,
         identity=keys.identity,
@@ -162,6 +185,7 @@ async def build_core(settings: Settings, checked: Checked, stack: AsyncExitStack
         development=settings.development,
     )
     return Core(
+        founding=founding,
         stores=stores,
         root=root,
         keys=keys,
@@ -172,7 +196,7 @@ async def build_core(settings: Settings, checked: Checked, stack: AsyncExitStack
     )
 
 
-async def _is_new(stores: Stores, anchor: FileAnchor, settings: Settings) -> bool:
+async def _is_new(stores: Stores, anchor: Anchor, settings: Settings) -> bool:
     """Say whether neither the database nor the anchor knows of anything that this KMS ever did.
 
     Raises:
@@ -181,8 +205,10 @@ async def _is_new(stores: Stores, anchor: FileAnchor, settings: Settings) -> boo
     """
     if await stores.installation.check_values():
         return False
-    anchor.require_usable(made_later=settings.data_dir)
-    return await anchor.read() is None and (await anchor.read_keys()).epochs == 0
+    await anchor.require_usable(made_later=settings.data_dir)
+    if await anchor.read() is not None or await anchor.read_ledger() is not None:
+        return False
+    return (await anchor.read_keys()).epochs == 0
 
 
 def revocation_rules(settings: Settings) -> Revocation:
@@ -191,13 +217,24 @@ def revocation_rules(settings: Settings) -> Revocation:
 
 
 def collateral_service(
-    settings: Settings, stores: Stores, roots: TrustedRoots, *, clock: Clock = utc_now
+    settings: Settings,
+    stores: Stores,
+    roots: TrustedRoots,
+    *,
+    clock: Clock = utc_now,
+    observe_requests: ObserveRequest = unobserved,
 ) -> CollateralService:
     """Give the collateral that the settings name, not started. `clock` says what is valid."""
     kds = None
     if settings.kds_urls:
         rate = settings.kds_rate
-        kds = KdsClient(settings.kds_urls, per_second=rate.per_second, burst=rate.burst, clock=utc_now)
+        kds = KdsClient(
+            settings.kds_urls,
+            per_second=rate.per_second,
+            burst=rate.burst,
+            clock=utc_now,
+            observe=observe_requests,
+        )
     return CollateralService(
         store=stores.collateral,
         kds=kds,

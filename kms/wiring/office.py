@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kms.administration.backups import RootCustody
 from kms.administration.images import ImageAdministration
 from kms.administration.keys import KeyAdministration
+from kms.administration.ledger import LedgerAdministration
 from kms.administration.office import Office
 from kms.administration.operators import OperatorAdministration
 from kms.administration.permission import Journal
@@ -18,8 +19,11 @@ from kms.administration.policies import PolicyAdministration
 from kms.administration.records import RecordAdministration
 from kms.administration.rehearsal import RecordRehearsal
 from kms.database.foreign_roots import ForeignRootStore
+from kms.database.ledger import LedgerStore
 from kms.database.records import DecisionRecords
 from kms.desk import ReleaseDesk
+from kms.ledger.ledger_key import LedgerKey
+from kms.ledger_publishing import PublicLedger
 from kms.policy_following import FollowedPolicies, LoadedPolicy
 from kms.ports import Policies
 from kms.preflight import check_settings
@@ -97,7 +101,7 @@ def build_office(
         return (await keys.identities.identity(generation)).public_key
 
     beside = OneAtATime()
-    records = DecisionRecords(engine)
+    records = DecisionRecords(engine, keys.recorder)
     return Office(
         policies=PolicyAdministration(
             changer=changer,
@@ -144,6 +148,16 @@ def build_office(
             identities=public_key,
             pause=partial(asyncio.sleep, 0),
         ),
+        ledger=LedgerAdministration(
+            reader=LedgerStore(engine), public=public_ledger(engine, keys), journal=journal
+        ),
+    )
+
+
+def public_ledger(engine: AsyncEngine, keys: KeyParts) -> PublicLedger:
+    """Build what anybody may ask of the ledger."""
+    return PublicLedger(
+        reader=LedgerStore(engine), key=LedgerKey.of(keys.checkpoint_key), identity=keys.identity
     )
 
 

@@ -1,14 +1,16 @@
 """What a restore works with before the root is back: its place, and the database by the copy's own key."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from kms.administration.permission import Journal
 from kms.administration.restoring import RootRestoring, require_mode
 from kms.database.actions import ActionStore
 from kms.database.keys import KeyStore
+from kms.database.recording import Recorder
 from kms.keys.root_copy import RootCopy
 from kms.keys.row_seal import RowSeal
+from kms.ledger.sealed_entry import EntrySeal
 from kms.preflight import check_settings
 from kms.root_place import ConfiguredRoot
 from kms.settings import Settings
@@ -25,11 +27,16 @@ async def open_restoring(settings: Settings, root: RootCopy) -> AsyncIterator[Ro
     """
     checked = check_settings(settings, serving=False)
     require_mode(root, checked.root_access.mode)
-    async with open_stores(settings) as stores:
+    recorder = Recorder(EntrySeal(root.entries_prf()), settings.server_name)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(checked.anchor.close)
+        stores = await stack.enter_async_context(open_stores(settings))
         yield RootRestoring(
             place=ConfiguredRoot(checked.root_key_uri, checked.root_access, utc_now),
             values=stores.installation,
-            register=KeyStore(stores.engine, utc_now, RowSeal(root.rows_prf()), anchor=checked.anchor),
-            journal=Journal(actions=ActionStore(stores.engine), clock=utc_now, new_id=new_id),
-            anchor=str(checked.anchor.path),
+            register=KeyStore(
+                stores.engine, utc_now, RowSeal(root.rows_prf()), anchor=checked.anchor, recorder=recorder
+            ),
+            journal=Journal(actions=ActionStore(stores.engine, recorder), clock=utc_now, new_id=new_id),
+            anchor=checked.anchor.place,
         )
