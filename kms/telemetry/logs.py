@@ -5,8 +5,10 @@ request or evidence bytes, app or chip ids of strangers.
 """
 
 import logging
+import os
 import sys
 import warnings
+from functools import partial
 from typing import Final, TextIO, cast
 
 import structlog
@@ -14,8 +16,10 @@ import structlog
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
-def configure_logs(level: str) -> None:
-    """Set the process's logging, once, at start."""
+def configure_logs(level: str, server: str = "") -> None:
+    """Set the process's logging, once, at start. Every line says which `server` and process wrote it."""
+    global _stream  # noqa: PLW0603 -- as the logging itself: one for the process
+    _stream = stream = UnfailingStream(sys.stderr)
     # Traces name places, never what stood in variables there: on the way of the keys those are secrets.
     render: list[structlog.typing.Processor] = [
         structlog.processors.ExceptionRenderer(
@@ -28,12 +32,13 @@ def configure_logs(level: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            partial(_of_process, server),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", UnfailingStream(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", stream)),
         cache_logger_on_first_use=True,
     )
     # Libraries' own loggers: warnings and worse, as plain lines.
@@ -41,6 +46,24 @@ def configure_logs(level: str) -> None:
         level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
     )
     quiet_certificate_warnings()
+
+
+def log_lines_lost() -> int:
+    """Give how many lines of this process could not be written."""
+    return 0 if _stream is None else _stream.lost
+
+
+def _of_process(
+    server: str,
+    _logger: structlog.typing.WrappedLogger,
+    _method: str,
+    event: structlog.typing.EventDict,
+) -> structlog.typing.EventDict:
+    """Say whose line it is: several processes, and several machines, end in one place."""
+    if server:
+        event["server"] = server
+    event["pid"] = os.getpid()  # looked up at each line: a worker may be a copy of the process that logs
+    return event
 
 
 class UnfailingStream:
@@ -68,6 +91,9 @@ class UnfailingStream:
             self._stream.flush()
         except (OSError, ValueError):
             self.lost += 1
+
+
+_stream: UnfailingStream | None = None
 
 
 def configure_logs_of_commands() -> None:
