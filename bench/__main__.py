@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import collateral, keys, measurement, policy, verification
+from bench import collateral, keys, measurement, policy, server, verification
+from bench.page import figure, page
 from bench.pairs import Case
 
-_PARTS = ("measurement", "verification", "keys", "collateral", "policy")
-_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+_PARTS = ("measurement", "verification", "keys", "collateral", "policy", "server")
 
 
 def main() -> int:
@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(_PARTS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=40, help="turns of each contestant (default 40)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write medians and ratios there as well")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write docs/benchmarks.md there")
     args = parser.parse_args()
     if unknown := sorted(set(args.parts) - set(_PARTS)):
         parser.error(f"no such part: {', '.join(unknown)}")
@@ -32,6 +33,9 @@ def main() -> int:
         _print(case)
     if args.json is not None:
         args.json.write_text(json.dumps([_described(case) for case in measured], indent=2) + "\n")
+    if args.page is not None:
+        arguments = " ".join([*args.parts, f"--rounds {args.rounds}", f"--page {args.page}"])
+        args.page.write_text(page(measured, arguments), encoding="utf-8")
     missed = [case.name for case in measured if not case.met()]
     print("every aim is met" if not missed else f"aims not met: {'; '.join(missed)}")
     return 0
@@ -51,12 +55,15 @@ def _cases(parts: Sequence[str], rounds: int) -> Iterator[Case]:
     if "policy" in parts:
         with tempfile.TemporaryDirectory() as folder:
             yield from policy.cases(Path(folder), rounds)
+    if "server" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            yield from server.cases(Path(folder), max(1, rounds // 4))
 
 
 def _print(case: Case) -> None:
-    print(f"{case.name}{'' if case.limit is None else f' (aim: at most {_figure(case, case.limit)})'}")
+    print(f"{case.name}{'' if case.limit is None else f' (aim: at most {figure(case, case.limit)})'}")
     for who in case.seconds:
-        line = f"  {who:<16} {_figure(case, case.median(who)):>10}"
+        line = f"  {who:<16} {figure(case, case.median(who)):>10}"
         if who != case.ours:
             line += f"   ours is {case.ratio(who):.3f} of it"
             if who in case.aims:
@@ -77,15 +84,6 @@ def _described(case: Case) -> dict[str, object]:
         "limit": case.limit,
         "met": case.met(),
     }
-
-
-def _figure(case: Case, value: float) -> str:
-    return _time(value) if case.unit == "s" else f"{value:.0f} {case.unit}"
-
-
-def _time(seconds: float) -> str:
-    scale, unit = next((each for each in _UNITS if seconds >= each[0]), _UNITS[-1])
-    return f"{seconds / scale:.2f} {unit}"
 
 
 if __name__ == "__main__":

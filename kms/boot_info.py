@@ -7,8 +7,6 @@ candidate policy. Every value comes from a verified report, a recomputed measure
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-import rfc8785
-
 from kms.evidence.app_document import AppIdentity
 from kms.evidence.launch import LaunchFacts
 from kms.evidence.sev_snp import TEE
@@ -20,7 +18,7 @@ from kms.snp.product import Cpuid, Product
 from kms.snp.report import FirmwareVersion
 from kms.snp.tcb import TcbVersion, TcbVersions
 from kms.snp.verify import VerifiedReport
-from kms.strict_json import JsonValue
+from kms.strict_json import JsonValue, canonical_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +87,7 @@ class BootInfo:
     @property
     def digest(self) -> bytes:
         """SHA-256 (32 bytes) of the RFC 8785 form of what the guest is told: certificates carry it."""
-        return sha256(rfc8785.dumps(self.to_json())).digest()
+        return sha256(canonical_json(self.to_json())).digest()
 
     def as_launched(
         self, launch: LaunchFacts | None, app: AppIdentity | None, advisories: Advisories

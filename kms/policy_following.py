@@ -105,6 +105,11 @@ class FollowedPolicies:
         return self._loaded is not None
 
     @property
+    def sequence(self) -> int:
+        """The sequence number of the change whose revision is used; 0 while there is none."""
+        return 0 if self._head is None else self._head.sequence
+
+    @property
     def stale(self) -> bool:
         """Whether nobody could look at what is in force for some time, though somebody is there to look."""
         return self.alive and time.monotonic() - self._looked_at > _STALE_AFTER

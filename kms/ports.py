@@ -345,7 +345,7 @@ class Decisions(Protocol):
     """The durable record of decisions, and the memory of spent challenges."""
 
     async def is_spent(self, challenge: bytes) -> bool:
-        """Say whether a challenge is already spent: only a short cut, `record` decides."""
+        """Say whether a challenge was spent here lately: only a short cut, `record` decides."""
         ...
 
     async def record(self, entry: DecisionEntry, challenge_expires_at: datetime | None) -> None:

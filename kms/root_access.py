@@ -43,11 +43,12 @@ def _refuse_without_effect(settings: Settings) -> None:
     vault = [name for name in named if name.startswith("vault_")]
     if vault and settings.vault_addr is None:
         raise _without_effect(vault, "KMS_VAULT_ADDR is not set", "set it, or unset them")
-    if vault and not scheme.startswith("vault-"):
+    anchored = (settings.ledger_anchor or "").startswith("vault-")
+    if vault and not anchored and not scheme.startswith("vault-"):
         raise _without_effect(
             vault,
-            "KMS_ROOT_KEY is not in Vault",
-            "set it to vault-transit:MOUNT/KEY or vault-kv:MOUNT/PATH, or unset them",
+            "neither KMS_ROOT_KEY nor KMS_LEDGER_ANCHOR is in Vault",
+            "set KMS_ROOT_KEY to vault-transit:MOUNT/KEY or vault-kv:MOUNT/PATH, or unset them",
         )
     if settings.root_key_passphrase_file is not None and scheme != "file":
         raise _without_effect(

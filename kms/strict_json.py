@@ -9,7 +9,9 @@ value (field lesson 34).
 import json
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
+
+import rfc8785
 
 from kms.encoding import from_base64, from_hex
 
@@ -23,11 +25,16 @@ _TOKENS_OF_A_VALUE = 4  # two quotes and two of its key; or two brackets, a comm
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 _MAX_EXACT_INTEGER = 2**53 - 1  # RFC 7493 (I-JSON) section 2.2
 _MAX_INTEGER_DIGITS = 16
+_SIMPLE = frozenset({str, bool})
 
 T = TypeVar("T")
 
 
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
+# Nothing of ours refers to itself; a document that did would end in a RecursionError.
+_SORTED = json.JSONEncoder(
+    separators=(",", ":"), sort_keys=True, ensure_ascii=False, allow_nan=False, check_circular=False
+)
 
 
 class JsonError(ValueError):
@@ -37,6 +44,43 @@ class JsonError(ValueError):
 def compact_json(document: object) -> bytes:
     """Give JSON without spaces, members in their order, ASCII only: the form of the texts that we sign."""
     return _COMPACT.encode(document).encode("ascii")
+
+
+def canonical_json(document: "dict[str, JsonValue]") -> bytes:
+    """Give the RFC 8785 form of a document whose names are ASCII and whose numbers are integers.
+
+    For such documents, and every one that we write is one, it is what the encoder of the standard library
+    gives with its names in order, in a tenth of the time that `rfc8785` takes. What is no such document is
+    left to `rfc8785`, which knows the order of other names and the forms of other numbers.
+
+    Raises:
+        ValueError: it has no canonical form: a lone surrogate, NaN, an integer beyond 2^53 - 1 either way.
+
+    """
+    if not _is_plain(document):
+        return rfc8785.dumps(document)
+    return _SORTED.encode(document).encode("utf-8")
+
+
+def _is_plain(value: object) -> bool:
+    """Say whether names are ASCII texts and numbers exact integers, all the way down."""
+    kind = type(value)
+    if kind is dict:
+        for name, member in cast("dict[object, object]", value).items():
+            if type(name) is not str or not name.isascii():
+                return False
+            # Most are texts and truth values: those need no call.
+            if type(member) not in _SIMPLE and not _is_plain(member):
+                return False
+        return True
+    if kind is list:
+        for item in cast("list[object]", value):  # a loop, for `all` takes twice as long
+            if type(item) not in _SIMPLE and not _is_plain(item):
+                return False
+        return True
+    if kind is int:
+        return -_MAX_EXACT_INTEGER <= cast("int", value) <= _MAX_EXACT_INTEGER
+    return kind in _SIMPLE or value is None
 
 
 def parse(data: bytes | bytearray, *, most_values: int = MAX_VALUES, long_texts: bool = False) -> JsonValue:

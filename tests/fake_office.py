@@ -1,5 +1,6 @@
 """An office that does nothing but remember: for tests of what stands before one (commands, routes)."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -35,7 +36,9 @@ class FakeOffice:
 
     @property
     def office(self) -> Office:
-        return Office(policies=self, records=self, images=self, operators=_Operators(self), keys=self)
+        return Office(
+            policies=self, records=self, images=self, operators=_Operators(self), keys=self, ledger=self
+        )
 
     def asked(self, method: str) -> list[dict[str, Any]]:
         """Give the arguments of every call of a method."""
@@ -140,6 +143,21 @@ class FakeOffice:
 
     async def rotate_identity(self, actor: Actor) -> Json:
         return self.answer("rotate_identity", actor)
+
+    async def entries(self, actor: Actor, *, start: int, limit: int, kind: str | None) -> Json:
+        return self.answer("entries", actor, start=start, limit=limit, kind=kind)
+
+    async def entry(self, actor: Actor, which: int | str) -> Json:
+        return self.answer("entry", actor, which=which)
+
+    async def statement(self, actor: Actor) -> Json:
+        return self.answer("statement", actor)
+
+    async def checkpoint(self, actor: Actor) -> str:
+        return json.dumps(self.answer("checkpoint", actor))
+
+    async def proof(self, actor: Actor, release_id: str) -> Json:
+        return self.answer("proof", actor, release_id=release_id)
 
 
 @dataclass

@@ -25,6 +25,7 @@ from kms.authenticity import Authenticator
 from kms.database.collateral import CollateralDatabase
 from kms.database.decisions import DecisionStore
 from kms.database.engine import SQLITE_FILE, open_engine, reading, sqlite_url
+from kms.database.kept_epochs import KeptEpochs
 from kms.database.migrate import migrate
 from kms.database.schema import entries as entries_table
 from kms.database.schema import spent_challenges
@@ -357,7 +358,8 @@ async def open_world(
     keys = await key_parts(engine, ROOT, anchor=anchor, clock=clock, server=SERVER)
     parts = await open_parts(engine, folder, clock, trust)
     followed = parts.followed
-    decisions = DecisionStore(engine, clock, keys.recorder)
+    epochs = KeptEpochs(keys.register)
+    decisions = DecisionStore(engine, clock, keys.recorder, epochs)
     roots = TrustedRoots.with_development([load_der(hierarchy.ark.certificate)])
     collateral = CollateralService(
         store=CollateralDatabase(engine, clock),
@@ -377,7 +379,7 @@ async def open_world(
         policies=followed,
         decisions=decisions,
         root_key=ROOT,
-        epochs=keys.register,
+        epochs=epochs,
         apps_ca=keys.apps_ca,
         foreign=keys.foreign,
         identity=keys.identity,

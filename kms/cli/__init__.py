@@ -39,6 +39,11 @@ COMMANDS = {
         "run the server",
         "KMS_POLICY_DIR=policies kms serve",
     ),
+    "doctor": Command(
+        "kms.cli.doctor",
+        "look at everything that a server stands on: what is wrong, and what to do",
+        "kms doctor --config kms.toml",
+    ),
     "measure": Command(
         "kms.cli.measure",
         "compute a launch measurement (the flags of sev-snp-measure)",
@@ -69,6 +74,11 @@ COMMANDS = {
         "kms.cli.keys",
         "make, schedule and retire epochs of the keys, back their root up, import other roots",
         "kms keys rotate",
+    ),
+    "ledger": Command(
+        "kms.cli.ledger",
+        "what was decided and done, and the proof that nothing of it was changed or removed",
+        "kms ledger verify",
     ),
     "collateral": Command(
         "kms.cli.collateral",

@@ -5,7 +5,6 @@ import os
 import stat
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from kms.cli.collateral_store import add_config, with_stores
 from kms.cli.output import OK, REFUSED, WRONG_USE, Unreadable, WrongUse, print_json
 from kms.cli.parsers import Group
+from kms.cli.progress import tell_progress
 from kms.cli.reading import read_settings
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from kms.ports import StoredCertificate, StoredRevocationList
     from kms.wiring import Stores
 
-_PROGRESS_EVERY = 2.0  # seconds
 _MODE = 0o644  # certificates are public
 
 
@@ -51,7 +50,8 @@ def _import(arguments: argparse.Namespace) -> int:
 
     async def work(stores: "Stores") -> "ImportReport":
         now = datetime.now(UTC)
-        return await import_paths(arguments.paths, stores.collateral, roots, now, progress=_progress())
+        progress = tell_progress("kms collateral import")
+        return await import_paths(arguments.paths, stores.collateral, roots, now, progress=progress)
 
     report = with_stores(settings, work)
     if arguments.json:
@@ -81,19 +81,6 @@ def _import_document(report: "ImportReport") -> dict[str, Any]:
         "refused": listed(report.refused),
         "unreadable": listed(report.unreadable),
     }
-
-
-def _progress() -> Callable[[int, int], None]:
-    """Give what tells people at a terminal how far it is, where that takes long."""
-    told = time.monotonic()
-
-    def tell(done: int, of: int) -> None:
-        nonlocal told
-        if sys.stderr.isatty() and time.monotonic() - told >= _PROGRESS_EVERY:
-            told = time.monotonic()
-            sys.stderr.write(f"kms collateral import: {done} of {of}\n")
-
-    return tell
 
 
 def add_export(group: Group) -> None:

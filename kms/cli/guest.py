@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 from kms.cli.asking import telling_refusals
 from kms.cli.guest_env import add_env
-from kms.cli.guest_machine import add_machine_options, check_secret_place, fetch, value_of, write_to_pipe
+from kms.cli.guest_machine import (
+    add_machine_options,
+    add_receipt_option,
+    check_secret_place,
+    fetch,
+    keep_receipt,
+    value_of,
+    write_to_pipe,
+)
 from kms.cli.output import OK, Unreadable, WrongUse, read_file
 from kms.cli.parsers import Group, Parser, integer, run_group
 
@@ -68,6 +76,7 @@ def _add_fetch(group: Group) -> None:
         help="of keys that name none themselves (default: the app's current one); dstack's have none",
     )
     add("--output", metavar="FILE", type=Path, help="new file, 0600: raw bytes of one key, JSON of several")
+    add_receipt_option(command)
     add_machine_options(command)
     command.set_defaults(run=telling_refusals("kms guest", _fetch))
 
@@ -79,6 +88,8 @@ def _fetch(arguments: argparse.Namespace) -> int:
     keys = _keys(arguments)
     check_secret_place(output, "--output", allow_disk=arguments.allow_disk)
     payload = fetch(arguments, keys, csr=_certificate_request(arguments.csr, keys))
+    if arguments.receipt is not None:
+        keep_receipt(arguments.receipt, payload)
     raw = value_of(payload.keys[0]) if len(keys) == 1 else _document(payload, values=True)
     if output is not None:
         from kms.guest.secret_file import write_secret

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _DEFAULT_TSM: Final = "/sys/kernel/config/tsm/report"
 _MAX_DOCUMENT: Final = 64 << 10  # protocol, section 1
 _MAX_LAUNCH: Final = 64 << 10
+_RECEIPT_MODE: Final = 0o644
 
 
 def add_machine_options(command: argparse.ArgumentParser) -> None:
@@ -32,6 +33,17 @@ def add_machine_options(command: argparse.ArgumentParser) -> None:
     add("--launch", metavar="FILE", type=Path, help="JSON hint: image, vcpus, vcpu_type, guest_features")
     add("--allow-disk", action="store_true", help="let secrets be on a file system that is not in memory")
     add("--tsm", metavar="PATH", type=Path, default=Path(_DEFAULT_TSM), help=f"default {_DEFAULT_TSM}")
+
+
+def add_receipt_option(command: argparse.ArgumentParser) -> None:
+    """Add where the receipt is kept."""
+    command.add_argument(
+        "--receipt",
+        metavar="FILE",
+        type=Path,
+        help="write the KMS's signed promise that the release is in its ledger, or replace it; it is no"
+        " secret, and `kms ledger prove` holds the KMS to it",
+    )
 
 
 def check_secret_place(path: Path | None, option: str, *, allow_disk: bool) -> None:
@@ -74,6 +86,33 @@ def fetch(arguments: argparse.Namespace, keys: "list[KeyRequest]", *, csr: bytes
     )
     say_followed("kms guest", pinned, payload.identity)
     return payload
+
+
+def keep_receipt(path: Path, payload: "Payload") -> None:
+    """Write the receipt, if it is one for what was released.
+
+    Raises:
+        AnswerRejected: it is none.
+        Unreadable: it cannot be written.
+
+    """
+    import json
+
+    from kms import private_files
+    from kms.guest.errors import AnswerRejected
+    from kms.ledger.proofs import ProofInvalid, Receipt
+
+    try:
+        receipt = Receipt.verify(payload.receipt, pinned=payload.identity)
+    except ProofInvalid as error:
+        raise AnswerRejected(f"the receipt is none: {error.detail}", reason=error.reason) from None
+    if receipt.release_id != payload.release_id:
+        raise AnswerRejected("the receipt is for another release", reason="receipt-differs")
+    content = json.dumps(payload.receipt, indent=2) + "\n"
+    try:
+        private_files.replace(path, content.encode("ascii"), mode=_RECEIPT_MODE)
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror}") from error
 
 
 def value_of(key: "ReleasedKey") -> bytes:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from kms.cli.guest_machine import add_receipt_option, keep_receipt
 from kms.cli.output import OK, REFUSED, WRONG_USE, Unreadable, WrongUse, print_json, read_file, report_error
 from kms.cli.parsers import Group, Parser, run_group
 
@@ -71,6 +72,7 @@ def parser() -> Parser:
     add("--app-document", metavar="FILE", type=Path, help="the document that HOST_DATA commits to")
     add("--key", metavar="NAME[@SCOPE]", action="append", help="a key to ask for; repeat (default: disk)")
     add("--evidence", metavar="FILE", type=Path, help="write its evidence there, for `kms policy explain`")
+    add_receipt_option(guest)
     add("--server", metavar="URL", required=True, help="https://HOST:PORT")
     add("--ca", metavar="FILE", type=Path, help="PEM of the only CA to trust (default: the system's)")
     guest.set_defaults(run=_guest)
@@ -134,6 +136,8 @@ def _guest(arguments: argparse.Namespace) -> int:
         else:
             report_error("kms simulate", refusal, as_json=False)
         return REFUSED if problem.status in _NO else WRONG_USE
+    if arguments.receipt is not None:
+        keep_receipt(arguments.receipt, payload)
     _show(payload, as_json=arguments.json)
     return OK
 

@@ -7,19 +7,21 @@ for many, and each decision still succeeds or fails alone.
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from sqlalchemy import Float, cast, delete, extract, func, insert, null, select, update
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kms.background import Background
 from kms.database.dialect import insert_or, is_postgresql
-from kms.database.engine import reading, writing
+from kms.database.engine import writing
+from kms.database.faults import is_of_one_row
+from kms.database.kept_epochs import EPOCHS_MARK, EpochsMark
 from kms.database.recording import LAST_PLACES, Recorder, last_place
 from kms.database.schema import active_policy, decisions, installation, key_epochs, spent_challenges
 from kms.errors import ChallengeUsed, LedgerUnavailable
@@ -31,6 +33,8 @@ _log = structlog.get_logger("kms.decisions")
 
 _MOST_IN_ONE_COMMIT: Final = 256
 MOST_WAITING: Final = 4096
+_SPENT_LATELY: Final = 20_000  # challenges that are kept in memory as well, some 200 bytes each
+_TRY_AFTER: Final = 5.0  # seconds
 _PURGE_EVERY: Final = timedelta(minutes=1)
 # An expired challenge is refused by its date. Spent ones are kept longer all the same, so that a clock
 # that is set back does not make one good again.
@@ -38,6 +42,14 @@ _KEEP_SPENT: Final = timedelta(days=2)
 _LEAP: Final = timedelta(hours=1)
 # By which the clock of this machine may differ from that of the database's.
 _SKEW: Final = timedelta(minutes=2)
+
+
+class KnownEpochs(Protocol):
+    """What this server knows of the epochs without asking the database each time."""
+
+    def still_so(self, mark: EpochsMark) -> bool:
+        """Say whether the database says the same; if not, ask it next time."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,14 @@ class _Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class _Failed:
+    """Why the last commit failed, and when (`elapsed`)."""
+
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class _State:
     """What decisions must still agree with while they are written: nothing changes it meanwhile.
 
@@ -57,6 +77,7 @@ class _State:
 
     revision: str | None
     retired: frozenset[int]
+    mark: EpochsMark
     last: int
 
 
@@ -72,6 +93,7 @@ class DecisionStore:
         engine: AsyncEngine,
         clock: Clock,
         recorder: Recorder,
+        epochs: KnownEpochs,
         *,
         elapsed: Callable[[], float] = time.monotonic,
         observe: Callable[[int, float | None], None] = lambda _number, _seconds: None,
@@ -79,12 +101,14 @@ class DecisionStore:
         self._engine = engine
         self._clock = clock
         self._recorder = recorder
+        self._epochs = epochs
         self._observe = observe
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(MOST_WAITING)
         self._elapsed = elapsed
         self._purged: tuple[datetime, float] | None = None
         self._purge_not_before = 0.0
-        self._failing = False
+        self._failed: _Failed | None = None
+        self._spent_lately: OrderedDict[bytes, None] = OrderedDict()
         self._writer = Background("decision-writer", self._write_waiting)
 
     @property
@@ -97,16 +121,24 @@ class DecisionStore:
         """How many decisions wait to be written, of at most `MOST_WAITING`."""
         return self._queue.qsize()
 
-    async def writable(self) -> bool:
-        """Say whether the record can be written: tried anew only after it could not."""
-        if self._failing:
-            try:
-                async with writing(self._engine) as connection:
-                    await connection.execute(update(installation).values(mode=installation.c.mode))
-            except LedgerUnavailable:
-                return False
-            self._failing = False
-        return True
+    async def failure(self) -> str | None:
+        """Give the reason why the record could not be written lately; None where it can be.
+
+        A decision that is written clears it. Where none comes it is tried, but not at once: what a trial
+        writes may fit on a disk on which decisions do not.
+        """
+        failed = self._failed
+        if failed is None or self._elapsed() - failed.at < _TRY_AFTER:
+            return None if failed is None else failed.reason
+        try:
+            async with writing(self._engine) as connection:
+                await self._state(connection)
+                await connection.execute(update(installation).values(mode=installation.c.mode))
+        except LedgerUnavailable as error:
+            self._failed = _Failed(error.reason, self._elapsed())
+            return error.reason
+        self._failed = None
+        return None
 
     def start(self) -> None:
         """Start the writing task in the running event loop."""
@@ -122,10 +154,11 @@ class DecisionStore:
             self._queue.task_done()
 
     async def is_spent(self, challenge: bytes) -> bool:
-        """Say whether a challenge is spent; see `kms.ports.Decisions.is_spent`."""
-        query = select(spent_challenges.c.expires_at).where(spent_challenges.c.challenge == challenge)
-        async with reading(self._engine) as connection:
-            return (await connection.execute(query)).first() is not None
+        """Say whether a challenge was spent by this process lately; see `kms.ports.Decisions.is_spent`.
+
+        The database is not asked: that would cost each release more than its verification.
+        """
+        return challenge in self._spent_lately
 
     async def record(self, entry: DecisionEntry, challenge_expires_at: datetime | None) -> None:
         """Make a decision durable; see `kms.ports.Decisions.record`."""
@@ -162,7 +195,7 @@ class DecisionStore:
             async with writing(self._engine) as connection:
                 state = await self._state(connection)
                 await self._purge(connection)
-                outcomes = await _spend(connection, batch, state)
+                outcomes = await _spend(connection, batch, [self._moved(each.entry, state) for each in batch])
                 accepted = [each for each, outcome in zip(batch, outcomes, strict=True) if outcome is None]
                 sealed = [each.sealed for each in accepted]
                 last = await self._recorder.insert(connection, sealed, last=state.last)
@@ -170,16 +203,33 @@ class DecisionStore:
                     await connection.execute(insert(decisions), [_look_up(each.entry) for each in accepted])
         except LedgerUnavailable as error:
             # Nothing of the batch is there. Whoever waits is told so, and no key leaves.
-            if len(batch) > 1 and _is_of_one_entry(error.__cause__):
+            if len(batch) > 1 and is_of_one_row(error.__cause__):
                 return [(await self._write([waiting]))[0] for waiting in batch]
             _log.error("decisions-not-written", cause=error.detail, reason=error.reason, count=len(batch))
-            self._failing = True
+            self._failed = _Failed(error.reason, self._elapsed())
             self._observe(len(batch), None)
             return [LedgerUnavailable(error.detail, reason=error.reason) for _ in batch]
         self._recorder.committed(last)
-        self._failing = False
+        self._note_spent(accepted)
+        self._failed = None
         self._observe(len(batch), self._elapsed() - began)
         return outcomes
+
+    def _moved(self, entry: DecisionEntry, state: _State) -> Exception | None:
+        if entry.policy_revision is not None and entry.policy_revision != state.revision:
+            return PolicyMoved(entry.policy_revision)
+        if entry.epochs and (
+            not self._epochs.still_so(state.mark) or not state.retired.isdisjoint(entry.epochs)
+        ):
+            return EpochsMoved(entry.epochs)
+        return None
+
+    def _note_spent(self, accepted: Sequence[_Waiting]) -> None:
+        for each in accepted:
+            if each.entry.challenge is not None:
+                self._spent_lately[each.entry.challenge] = None
+        while len(self._spent_lately) > _SPENT_LATELY:
+            self._spent_lately.popitem(last=False)
 
     async def _state(self, connection: AsyncConnection) -> _State:
         """Look at what may have changed since the releases looked; that it is authentic, they have seen.
@@ -195,10 +245,11 @@ class DecisionStore:
                 "the clock of this machine and that of the database's differ", reason="clock-differs"
             )
         retired: frozenset[int] = frozenset()
+        mark = EpochsMark(row.newest, row.retired, row.latest)
         if row.retired:
             ended = select(key_epochs.c.epoch).where(key_epochs.c.retired_at.is_not(None))
             retired = frozenset((await connection.execute(ended)).scalars())
-        return _State(row.revision, retired, last_place(row))
+        return _State(row.revision, retired, mark, last_place(row))
 
     async def _purge(self, connection: AsyncConnection) -> None:
         """Forget spent challenges that are long past.
@@ -226,11 +277,6 @@ class DecisionStore:
         await connection.execute(delete(spent_challenges).where(spent_challenges.c.expires_at < limit))
 
 
-def _is_of_one_entry(cause: BaseException | None) -> bool:
-    """Whether an error says something of a row (a duplicate id), not of the database (a full disk)."""
-    return isinstance(cause, SQLAlchemyError) and not isinstance(cause, OperationalError)
-
-
 def _tell(batch: list[_Waiting], outcomes: list[Exception | None]) -> None:
     for waiting, outcome in zip(batch, outcomes, strict=True):
         if waiting.done.done():  # whoever asked has gone
@@ -244,17 +290,16 @@ def _tell(batch: list[_Waiting], outcomes: list[Exception | None]) -> None:
 # One question to the database: each one more would hold the lock longer.
 _STATE: Final = (
     select(active_policy.c.revision).scalar_subquery().label("revision"),
-    select(func.count()).where(key_epochs.c.retired_at.is_not(None)).scalar_subquery().label("retired"),
+    *EPOCHS_MARK,
     *LAST_PLACES,
 )
 _DATABASE_CLOCK: Final = cast(extract("epoch", func.clock_timestamp()), Float)
 
 
 async def _spend(
-    connection: AsyncConnection, batch: Sequence[_Waiting], state: _State
+    connection: AsyncConnection, batch: Sequence[_Waiting], outcomes: list[Exception | None]
 ) -> list[Exception | None]:
-    """Spend the challenges of those that may be recorded, and say of each whether it may."""
-    outcomes = [_moved(each.entry, state) for each in batch]
+    """Spend the challenges of those whose outcome is open, and say of each whether it may be recorded."""
     rows: dict[bytes, dict[str, object]] = {}
     for number, waiting in enumerate(batch):
         challenge, expires_at = waiting.entry.challenge, waiting.challenge_expires_at
@@ -275,12 +320,6 @@ async def _spend(
         if outcomes[number] is None and challenge in rows and challenge not in won:
             outcomes[number] = ChallengeUsed("this challenge was already spent")
     return outcomes
-
-
-def _moved(entry: DecisionEntry, state: _State) -> Exception | None:
-    if entry.policy_revision is not None and entry.policy_revision != state.revision:
-        return PolicyMoved(entry.policy_revision)
-    return None if state.retired.isdisjoint(entry.epochs) else EpochsMoved(entry.epochs)
 
 
 def _look_up(entry: DecisionEntry) -> dict[str, object]:

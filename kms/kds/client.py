@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from secrets import SystemRandom
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeAlias
 
 import httpx2
 
 from kms.errors import ConfigurationError
-from kms.kds.asking import Answer, Failed, KdsHttp, Missing, Throttled
+from kms.kds.asking import Answer, Body, Failed, KdsHttp, Missing, Throttled
 from kms.kds.endpoint import Endpoint, EndpointStatus
 from kms.kds.pace import Shares
 from kms.kds.turns import MOST_LINES, FairQueue
@@ -24,6 +24,26 @@ from kms.snp.revocation_list import MAX_LENGTH
 LARGEST: Final = {VcekOf: 16 << 10, ChainOf: 64 << 10, RevocationListOf: 2 * MAX_LENGTH}
 RANDOM: Final = SystemRandom().random
 _LATE: Final = 0.001  # seconds: a timer must not ring too early
+
+
+ObserveRequest: TypeAlias = Callable[[str, str, float], None]
+
+
+def unobserved(_host: str, _outcome: str, _seconds: float) -> None:
+    """Take note of nothing."""
+
+
+def outcome_of(answer: Answer) -> str:
+    """Name an answer, for whoever measures: ``answered``, ``missing``, ``throttled`` or ``failed``."""
+    match answer:
+        case Body():
+            return "answered"
+        case Missing():
+            return "missing"
+        case Throttled():
+            return "throttled"
+        case Failed():
+            return "failed"
 
 
 @dataclass(eq=False, slots=True)
@@ -55,7 +75,9 @@ class Turn:
     async def ask(self, wanted: Wanted) -> Answer:
         """Send the request. What the answer says of the service is noted, except for a body's worth."""
         self._used = True
+        began = self._kds.monotonic()
         answer = await self._kds.get(self.endpoint, wanted)
+        self._kds.observe(self.endpoint.host, outcome_of(answer), self._kds.monotonic() - began)
         match answer:
             case Throttled(seconds):
                 self.endpoint.hold(seconds)
@@ -83,7 +105,8 @@ class KdsClient:
 
     `per_second` and `burst` are the budget of requests for each of them; an address gets at most half of it
     (`kms.kds.pace.Shares`). `clock` reads dates in `Retry-After`; `monotonic` gives seconds, `random` a
-    number from 0 to below 1. Budgets, holds and breakers are those of one server process.
+    number from 0 to below 1. Budgets, holds and breakers are those of one server process. `observe` is told
+    of each request its host, its outcome (`outcome_of`) and its seconds.
 
     Raises:
         ConfigurationError: a URL is not a plain http or https one, or there is none.
@@ -100,6 +123,7 @@ class KdsClient:
         monotonic: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = RANDOM,
         transport: httpx2.AsyncBaseTransport | None = None,
+        observe: ObserveRequest = unobserved,
     ) -> None:
         if not urls:
             raise ConfigurationError("there is no URL of a key distribution service")
@@ -109,6 +133,7 @@ class KdsClient:
             for url in bases
         )
         self.monotonic = monotonic
+        self.observe = observe
         self.random = random
         self._shares = Shares(per_second, burst, monotonic)
         self._queue: FairQueue[Asker] = FairQueue()

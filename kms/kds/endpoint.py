@@ -27,6 +27,7 @@ class EndpointStatus:
     """What is known of a service. Times are None where there was no such thing yet, or none is in force."""
 
     url: str
+    host: str
     breaker: State
     open_until: datetime | None
     held_until: datetime | None
@@ -123,6 +124,7 @@ class Endpoint:
         failed_at, kind = self._last_failure or (None, None)
         return EndpointStatus(
             url=self.url,
+            host=self.host,
             breaker=self._breaker.state,
             open_until=self._moment(self._breaker.opens_in),
             held_until=self._moment(self._held_until - now),

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, TypeAlias
 
@@ -25,6 +26,15 @@ _MOST_VLEKS: Final = 16
 
 # The chip, and TCB_VERSION as reports write it (8 bytes).
 _Key: TypeAlias = tuple[ChipId, bytes]
+
+
+@dataclass(slots=True)
+class LookUps:
+    """How often a chip's certificates were looked up, by where they were found."""
+
+    memory: int = 0
+    store: int = 0
+    nowhere: int = 0
 
 
 class Memory:
@@ -54,6 +64,7 @@ class Memory:
         self.authorities: tuple[Certificate, ...] = ()
         self.lists: tuple[RevocationList, ...] = ()
         self.loaded = False
+        self.look_ups = LookUps()
 
     async def refresh(self) -> None:
         """Read authorities and lists from the store: other processes and imports add to them.
@@ -116,7 +127,13 @@ class Memory:
         if report.chip_id is None:
             return ()
         key = (report.chip_id, report.tcbs.reported)
-        stored = self._recall(key) or await self._look_up(key)
+        if remembered := self._recall(key):
+            self.look_ups.memory += 1
+            return tuple(each.certificate for each in remembered)
+        if stored := await self._look_up(key):
+            self.look_ups.store += 1
+        else:
+            self.look_ups.nowhere += 1
         return tuple(each.certificate for each in stored)
 
     async def has(self, wanted: VcekOf) -> bool:

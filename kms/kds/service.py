@@ -3,8 +3,9 @@
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 import structlog
@@ -17,7 +18,7 @@ from kms.kds.endpoint import EndpointStatus
 from kms.kds.fetching import Fetches
 from kms.kds.job import kind_of
 from kms.kds.keeping import Keeper, brought
-from kms.kds.memory import Memory
+from kms.kds.memory import LookUps, Memory
 from kms.kds.renewing import Renewals
 from kms.kds.stored import KnownDigests
 from kms.kds.worker import Means
@@ -42,6 +43,7 @@ _SAY_STALE_EVERY: Final = 3600.0  # seconds
 class CollateralStatus:
     """What a server process is doing about collateral; what is stored, the store says.
 
+    `next_updates` says when the newest known list of a line is to be replaced; None where it does not say.
     `dropped` counts what guests brought and could not be queued for storing.
     """
 
@@ -49,6 +51,8 @@ class CollateralStatus:
     fetching: int
     authorities: int
     revocation_lists: int
+    next_updates: Mapping[Line, datetime | None]
+    look_ups: LookUps
     dropped: int
 
 
@@ -178,7 +182,15 @@ class CollateralService:
             fetching=0 if self._fetches is None else len(self._fetches),
             authorities=len(self._memory.authorities),
             revocation_lists=len(self._memory.lists),
+            next_updates={line: self._next_update(line) for line in self._memory.lines_with_lists()},
+            look_ups=self._memory.look_ups,
             dropped=self._keeper.dropped,
+        )
+
+    def _next_update(self, line: Line) -> datetime | None:
+        return max(
+            (each.list.next_update for each in self._memory.lists_of(line) if each.list.next_update),
+            default=None,
         )
 
     def _has(self, wanted: Wanted) -> bool:
@@ -196,8 +208,8 @@ class CollateralService:
         # Where there is no list, every release comes here: one of them reads the store for all of a second.
         now = self._monotonic()
         if now - self._looked_at >= _LOOK_AGAIN_AFTER:
-            await self._memory.refresh()
             self._looked_at = now
+            await self._memory.refresh()
         return self._has(wanted)
 
     def _has_list(self, line: Line) -> bool:

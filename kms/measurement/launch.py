@@ -3,6 +3,9 @@
 A description holds hashes and no files, so that a policy can carry it and a request can be judged by it.
 """
 
+from functools import lru_cache
+from typing import Final
+
 from kms.identifiers import Measurement
 from kms.measurement.description import LaunchDescription, os_image_hash
 from kms.measurement.errors import MeasurementError
@@ -26,6 +29,8 @@ __all__ = [
     "parse_launch_file",
 ]
 
+_REMEMBERED: Final = 1024  # a fleet shows few of them, each again and again
+
 
 def launch_prefix(description: LaunchDescription, *, cmdline: str | None = None) -> bytes:
     """Give the digest (48 bytes) before any vCPU: what all machines of one command line share.
@@ -46,6 +51,7 @@ def launch_prefix(description: LaunchDescription, *, cmdline: str | None = None)
     return metadata_digest(description.vmm, description.firmware, table)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def launch_measurement(
     description: LaunchDescription, machine: Machine, *, cmdline: str | None = None
 ) -> Measurement:

@@ -3,13 +3,15 @@
 Named sets stay shared: an app refers to its chips documents, it does not copy them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 from kms.identifiers import AppId, ChipId, OsImageHash
 from kms.measurement.images import Image
 from kms.policy.documents import (
+    KINDS,
     STRICT,
     STRICT_GUEST,
     AnyDocument,
@@ -40,12 +42,15 @@ class Policy:
     """One revision, ready to decide."""
 
     __slots__ = (
-        "_apps", "_by_hash", "_chip_sets", "_chips", "_images", "_undocumented", "revision", "revocations",
+        "_apps", "_by_hash", "_chip_sets", "_chips", "_images", "_undocumented", "expiries", "revision",
+        "revocations",
     )  # fmt: skip
 
     def __init__(self, revision: Revision) -> None:
         documents = revision.documents
         self.revision: str = revision.digest
+        # When documents expire, by kind, for who watches over it.
+        self.expiries: Mapping[str, tuple[datetime, ...]] = _expiries(documents)
         self._chips = {each.name: each for each in _of(ChipsDocument, documents)}
         self._chip_sets = _sets_by_chip(self._chips.values())
         self._images = {each.name: each for each in _of(ImageDocument, documents)}
@@ -123,6 +128,14 @@ class Policy:
 
 def _of(kind: type[D], documents: Iterable[AnyDocument]) -> list[D]:
     return [each for each in documents if isinstance(each, kind)]
+
+
+def _expiries(documents: Iterable[AnyDocument]) -> dict[str, tuple[datetime, ...]]:
+    found: dict[str, list[datetime]] = {}
+    for each in documents:
+        if each.expires_at is not None:
+            found.setdefault(KINDS[type(each)], []).append(each.expires_at)
+    return {kind: tuple(sorted(dates)) for kind, dates in found.items()}
 
 
 def _sets_by_chip(sets: Iterable[ChipsDocument]) -> dict[bytes, tuple[str, ...]]:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import structlog
 from typing_extensions import override
@@ -36,12 +36,21 @@ class CheckValues(Protocol):
         ...
 
 
+Observe: TypeAlias = Callable[[float, str | None], None]
+
+
+def _unobserved(_seconds: float, _reason: str | None) -> None:
+    """Take note of nothing."""
+
+
 class CheckedRoot:
     """Implements `kms.ports.RootKey`: every answer comes with the proof that it is the same root's.
 
     With each message goes the question for the key-check value, in the same round trip. A key that was
     deleted and made again while the server ran (in Vault, in an HSM) would otherwise answer with other keys,
     and a guest would encrypt its disk under one that nobody can derive again.
+
+    `observe` is told of each call of the provider how many seconds it took, and the reason if it failed.
     """
 
     def __init__(
@@ -51,11 +60,13 @@ class CheckedRoot:
         *,
         mode: Mode,
         random: Callable[[int], bytes],
+        observe: Observe = _unobserved,
     ) -> None:
         self._provider = provider
         self._stored = stored
         self._mode = mode
         self._random = random
+        self._observe = observe
         self._values: dict[int, bytes] = {}
         self._look: asyncio.Task[None] | None = None
         self._looked_for = 0
@@ -181,7 +192,14 @@ class CheckedRoot:
         """Give the provider's outputs, of one round trip."""
         if self._mode is Mode.DEVELOPMENT and not self._provider.marked:
             messages = tuple(map(in_development, messages))
-        return await self._provider.outputs(epoch, messages)
+        began = time.perf_counter()
+        try:
+            outputs = await self._provider.outputs(epoch, messages)
+        except RootKeyUnavailable as error:
+            self._observe(time.perf_counter() - began, error.reason)
+            raise
+        self._observe(time.perf_counter() - began, None)
+        return outputs
 
     @override
     def __repr__(self) -> str:
@@ -204,6 +222,7 @@ async def open_checked_root(
     now: datetime,
     random: Callable[[int], bytes],
     may_be_made: bool,
+    observe: Observe = _unobserved,
 ) -> CheckedRoot:
     """Open the root key at `uri` and hold it against the key-check values.
 
@@ -226,7 +245,7 @@ async def open_checked_root(
             ) from error
         provider = await create_provider(uri, access, now=now, random=random)
         _log.info("root-key-made", mode=access.mode.value)
-    root = CheckedRoot(provider, stored, mode=access.mode, random=random)
+    root = CheckedRoot(provider, stored, mode=access.mode, random=random, observe=observe)
     try:
         await root.verify_all()
     except BaseException:

@@ -9,7 +9,8 @@ A bulletin without a public figure is kept too, with the reason, so that nobody 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Protocol
+from functools import lru_cache
+from typing import Final, NamedTuple, Protocol
 
 from typing_extensions import override
 
@@ -17,6 +18,8 @@ from kms.snp.flags import PlatformInfo
 from kms.snp.product import Cpuid, Product
 from kms.snp.report import FirmwareVersion
 from kms.snp.tcb import TcbVersions
+
+_REMEMBERED: Final = 1024  # platforms that were assessed: a fleet has few kinds
 
 
 class Standing(StrEnum):
@@ -226,6 +229,24 @@ def assess(advisories: Advisories, platform: Platform) -> Assessment:
 
     Bulletins that no report can show do not count: they would make every platform out of date for ever.
     """
+    return _assess(advisories, _Shown(*(getattr(platform, name) for name in _Shown._fields)))
+
+
+class _Shown(NamedTuple):
+    """A `Platform`, and nothing else of what has one: many guests show the same."""
+
+    product: Product
+    cpuid: Cpuid | None
+    tcb: TcbVersions
+    current_firmware: FirmwareVersion
+    committed_firmware: FirmwareVersion
+    platform_info: PlatformInfo
+    launch_mitigations: int | None
+    current_mitigations: int | None
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _assess(advisories: Advisories, platform: _Shown) -> Assessment:
     concerning = advisories.concerning(platform.product)
     found = tuple(name for name, concern in concerning if concern.standing(platform) is Standing.OPEN)
     if found:

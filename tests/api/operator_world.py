@@ -10,12 +10,18 @@ from typing import Any, cast
 import httpx2
 from fastapi import FastAPI, Request
 
+from kms.administration.office import Json
 from kms.desk import ReleaseDesk
 from kms.errors import Unauthenticated
 from kms.http.app import create_app
 from kms.http.limits import AddressLimiter
+from kms.http.places import Places
+from kms.http.release_gate import BODIES, ReleaseGate
 from kms.http.routes import Readiness
+from kms.http.shares import Shares
+from kms.http.total_limit import TotalLimit
 from kms.keys.apps_ca import AppsCa
+from kms.ledger_publishing import PublicLedger
 from kms.operators import Actor, Proof, Role
 from tests.fake_office import FakeOffice
 
@@ -29,6 +35,22 @@ class Desk:
 
     development: bool = False
     apps_ca: AppsCa = field(default_factory=lambda: AppsCa.from_prf(bytes(64)))
+
+
+@dataclass
+class _Public:
+    """What strangers ask of the ledger, answered by the office too; in the place of a `PublicLedger`."""
+
+    fake: FakeOffice
+
+    async def statement(self) -> Json:
+        return await self.fake.statement(ACTOR)
+
+    async def checkpoint(self) -> str:
+        return await self.fake.checkpoint(ACTOR)
+
+    async def proof(self, release_id: str) -> Json:
+        return await self.fake.proof(ACTOR, release_id)
 
 
 @dataclass
@@ -66,9 +88,11 @@ def _operators() -> Operators:
         cast("ReleaseDesk", Desk()),
         readiness=Readiness(reasons=ready),
         limiter=AddressLimiter(1_000_000, 1_000_000, lambda: 0.0),
+        gate=ReleaseGate(TotalLimit(1_000_000, 1_000_000, lambda: 0.0), Places(1024), Shares(BODIES)),
         new_request_id=lambda: f"{next(numbers):032x}",
         tls_ca=None,
         office=fake.office,
+        ledger=cast("PublicLedger", _Public(fake)),
         authenticate=authenticate,
     )
     return Operators(app, fake, order)

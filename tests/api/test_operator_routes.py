@@ -221,6 +221,15 @@ ROUTES = [
         {"app": "ab" * 32, "since": DAY},
     ),
     Route("POST", "/v1/keys/identity", "rotate_identity", {}, {}),
+    Route("GET", "/v1/ledger/entries", "entries", {"start": 0, "limit": 50, "kind": None}),
+    Route(
+        "GET",
+        "/v1/ledger/entries?from=1000&limit=500&kind=action",
+        "entries",
+        {"start": 1000, "limit": 500, "kind": "action"},
+    ),
+    Route("GET", "/v1/ledger/entries/0", "entry", {"which": 0}),
+    Route("GET", f"/v1/ledger/entries/{RELEASE}", "entry", {"which": RELEASE}),
 ]
 BODIES = [route for route in ROUTES if route.body is not None]
 LONG = [route for route in BODIES if route.body and "files" in route.body]
@@ -405,6 +414,9 @@ BAD_QUERIES = [
         ("/v1/keys/rotation", f"since_seconds={value}")
         for value in ("", "0", "-1", "1.5", "30d", "315360001", "9" * 20, "٣")
     ),
+    *(("/v1/ledger/entries", f"from={value}") for value in ("", "-1", "01", "1.5", "9" * 16, "٣", "%0a1")),
+    *(("/v1/ledger/entries", f"kind={value}") for value in ("", "decisions", "Action", CANARY)),
+    ("/v1/ledger/entries/0", "kind=action"),
 ]  # fmt: skip
 
 
@@ -445,6 +457,13 @@ async def test_an_unknown_parameter_is_named_if_it_is_a_word(kms: Operators) -> 
         "/v1/nothing",
         "/v1/keys/",
         "/v1/keys/epochs",
+        "/v1/ledger/entries/",
+        "/v1/ledger/entries/-1",
+        "/v1/ledger/entries/01",
+        f"/v1/ledger/entries/{'9' * 16}",
+        f"/v1/ledger/entries/{'A' * 32}",
+        "/v1/ledger/entries/1%0a",
+        "/v1/ledger/entries/٣",
     ],
 )
 @pytest.mark.parametrize("token", [None, TOKEN])
@@ -771,7 +790,8 @@ async def test_the_page_shows_every_route_and_loads_nothing(kms: Operators) -> N
     for route in ROUTES:
         known = route.path.partition("?")[0].replace(REVISION, "{revision}").replace(RELEASE, "{release_id}")
         known = known.replace("team%2Fos:1", "{image}").replace("bob@example.com", "{name}")
-        known = known.replace("/7/", "/{epoch}/")
+        known = known.replace("/7/", "/{epoch}/").replace("/entries/{release_id}", "/entries/{entry}")
+        known = known.replace("/entries/0", "/entries/{entry}")
         assert f"<code>{route.method} {known}</code>" in page
     assert "&quot;revision&quot;" in page
     assert "<script" not in page

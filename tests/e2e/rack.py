@@ -17,7 +17,7 @@ import yaml
 from kms.cli.demo_outage_scene import prepare_open_policy
 from kms.cli.demo_scene import APP_ID, COMPOSE_HASH, ImageFiles
 from kms.evidence.app_document import host_data_of
-from kms.identifiers import ChipId, InstanceId
+from kms.identifiers import AppId, ChipId, InstanceId
 from kms.keys.derivation import derive
 from kms.keys.identity import Identity
 from kms.keys.names import KeyRequest
@@ -124,12 +124,12 @@ class Rack:
             "KMS_KDS_URLS": "none",
         }
 
-    def guest(self, number: int, *, cmdline: str | None = None) -> Guest:
-        """Launch an instance; another `cmdline` is no image of the policy's."""
+    def guest(self, number: int, *, cmdline: str | None = None, app_id: AppId = APP_ID) -> Guest:
+        """Launch an instance; another `cmdline` is no image of the policy's, `app_id` no app of it."""
         instance_id = InstanceId(sha256(f"instance {number}".encode()).digest()[:20])
         document = {
             "version": 1,
-            "app_id": APP_ID.hex(),
+            "app_id": app_id.hex(),
             "compose_hash": COMPOSE_HASH.hex(),
             "instance_id": instance_id.hex(),
         }

@@ -225,9 +225,16 @@ class TestStart:
         refuse_to_start(tmp_path / "data", {**settings, "KMS_POLICY_DIR": "broken"})
         assert not (tmp_path / "data").exists()
 
-    def test_a_setting_without_effect_is_said(self, settings: dict[str, str], tmp_path: Path) -> None:
-        with Server(tmp_path / "data", {**settings, "KMS_METRICS_LISTEN": "127.0.0.1:1"}) as server:
-            assert "KMS_METRICS_LISTEN has no effect" in server.log_text()
+    def test_an_address_of_metrics_that_is_taken_is_said(
+        self, settings: dict[str, str], tmp_path: Path
+    ) -> None:
+        """Before anything is made: nobody would notice that the server is not watched."""
+        with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            said = refuse_to_start(tmp_path / "data", {**settings, "KMS_METRICS_LISTEN": address})
+        assert f"cannot serve metrics on {address}" in said
+        assert "KMS_METRICS_LISTEN" in said
+        assert not (tmp_path / "data").exists()
 
     def test_the_cas_certificate_can_be_handed_out(self, server: Server) -> None:
         assert server.ca.stat().st_mode & 0o777 == 0o644

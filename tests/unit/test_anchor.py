@@ -68,11 +68,11 @@ def test_the_same_again_writes_nothing(path: Path) -> None:
 
 
 def test_members_of_others_are_kept(path: Path) -> None:
-    path.write_text(json.dumps({"ledger": {"size": 12}, "policy": {"sequence": 1, "revision": A}}))
+    path.write_text(json.dumps({"later": {"size": 12}, "policy": {"sequence": 1, "revision": A}}))
     path.chmod(0o600)
     remember(path, Head(2, B))
     assert json.loads(path.read_bytes()) == {
-        "ledger": {"size": 12},
+        "later": {"size": 12},
         "policy": {"sequence": 2, "revision": B},
     }
 
@@ -220,10 +220,10 @@ class TestSetting:
         assert FileAnchor.from_setting(text, self.DEFAULT) == FileAnchor(Path(path))
 
     @pytest.mark.parametrize(
-        "text", ["vault-kv:secret/kms", "https://user:hunter2@vault/kv", "FILE:x", "s3://bucket/anchor"]
+        "text", ["vault-kw:secret/kms", "https://user:hunter2@vault/kv", "FILE:x", "s3://bucket/anchor"]
     )
-    def test_other_places_are_for_later_and_never_repeated(self, text: str) -> None:
-        with pytest.raises(ConfigurationError, match="this version keeps the anchor in a file") as refused:
+    def test_other_places_are_refused_and_never_repeated(self, text: str) -> None:
+        with pytest.raises(ConfigurationError, match="names no place") as refused:
             FileAnchor.from_setting(text, self.DEFAULT)
         assert "hunter2" not in f"{refused.value.detail} {refused.value.remedy}"
 

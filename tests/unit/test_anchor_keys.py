@@ -101,32 +101,32 @@ async def test_a_damaged_file_never_means_that_nothing_was_seen(anchor: FileAnch
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b'{"policy": 1}', b'{"keys": {}}', b'{"keys": {"epochs": "2"}}']
 )
-def test_a_damaged_one_is_said_before_a_kms_is_founded(tmp_path: Path, content: bytes) -> None:
+async def test_a_damaged_one_is_said_before_a_kms_is_founded(tmp_path: Path, content: bytes) -> None:
     anchor = FileAnchor(tmp_path / "anchor.json")
     anchor.path.write_bytes(content)
     anchor.path.chmod(0o600)
     with pytest.raises(ConfigurationError, match="is damaged") as refused:
-        anchor.require_usable(made_later=tmp_path)
+        await anchor.require_usable(made_later=tmp_path)
     assert "Restore it" in refused.value.remedy
     assert anchor.path.read_bytes() == content
 
 
 async def test_one_that_is_whole_or_not_there_yet_stands_in_nobodys_way(tmp_path: Path) -> None:
     anchor = FileAnchor(tmp_path / "anchor.json")
-    anchor.require_usable(made_later=tmp_path)
+    await anchor.require_usable(made_later=tmp_path)
     assert await anchor.read_keys() == KeyProgress()
     await anchor.remember_keys(SOME)
-    anchor.require_usable(made_later=tmp_path)
+    await anchor.require_usable(made_later=tmp_path)
     assert await anchor.read_keys() == SOME
 
 
-def test_a_folder_that_is_not_there_is_a_fault_unless_it_is_the_one_that_a_start_makes(
+async def test_a_folder_that_is_not_there_is_a_fault_unless_it_is_the_one_that_a_start_makes(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "data"
-    FileAnchor(folder / "anchor.json").require_usable(made_later=folder)
+    await FileAnchor(folder / "anchor.json").require_usable(made_later=folder)
     elsewhere = FileAnchor(tmp_path / "not-mounted" / "anchor.json")
     with pytest.raises(ConfigurationError, match="is not there") as refused:
-        elsewhere.require_usable(made_later=folder)
+        await elsewhere.require_usable(made_later=folder)
     assert "mount" in refused.value.remedy
     assert not folder.exists()

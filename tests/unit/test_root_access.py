@@ -113,8 +113,12 @@ class TestWithoutEffect:
 
     @pytest.mark.parametrize("root", [{}, {"KMS_ROOT_KEY": "pkcs11:token=kms"}])
     def test_vault_beside_a_root_that_is_elsewhere(self, root: dict[str, str]) -> None:
-        with pytest.raises(ConfigurationError, match=r"KMS_VAULT_ADDR.* KMS_ROOT_KEY is not in Vault"):
+        with pytest.raises(ConfigurationError, match=r"KMS_VAULT_ADDR.* neither KMS_ROOT_KEY nor"):
             root_access(settings(**{**VAULT, **TOKEN, "KMS_ROOT_KEY": "file:x", **root}))
+
+    def test_vault_for_the_anchor_alone_has_an_effect(self) -> None:
+        values = {**VAULT, **TOKEN, "KMS_ROOT_KEY": "file:x", "KMS_LEDGER_ANCHOR": "vault-kv:kv/anchor"}
+        assert root_access(settings(**values)).vault is not None
 
     @pytest.mark.parametrize("root", ["vault-kv:kv/kms", "pkcs11:token=kms"])
     def test_a_passphrase_that_would_encrypt_nothing(self, root: str) -> None:

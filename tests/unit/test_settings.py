@@ -131,33 +131,12 @@ def test_values_are_read(tmp_path: Path, variable: str, value: str, member: str,
     assert warnings == ()
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "member", "wanted"),
-    [
-        ("KMS_METRICS_LISTEN", "127.0.0.1:9443", "metrics_listen", Address("127.0.0.1", 9443)),
-    ],
-)
-def test_lesson_25_a_setting_without_effect_is_said(
-    tmp_path: Path, variable: str, value: str, member: str, wanted: object
-) -> None:
-    settings, warnings = load(tmp_path, **{variable: value})
-    assert getattr(settings, member) == wanted
-    [warning] = warnings
-    assert warning.startswith(f"{variable} has no effect: this version ")
-    assert member not in settings.shown()
-
-
-def test_lesson_25_so_it_is_from_the_file(tmp_path: Path) -> None:
-    _, warnings = load(tmp_path, 'metrics_listen = "127.0.0.1:9444"')
-    assert len(warnings) == 1
-
-
 def test_credentials_are_not_shown(tmp_path: Path) -> None:
     url = "postgresql+asyncpg://user:hunter2@db/kms"
     settings, _ = load(tmp_path, KMS_DATABASE_URL=url, KMS_LEDGER_ANCHOR="https://u:hunter2@vault/kv")
     assert "hunter2" not in str(settings.shown())
     assert "hunter2" not in repr(settings)
-    assert set(Settings.model_fields) - set(settings.shown()) == {"metrics_listen", "workers"}
+    assert set(Settings.model_fields) == set(settings.shown())
 
 
 def test_the_path_of_an_anchor_is_shown_as_it_is(tmp_path: Path) -> None:

@@ -207,7 +207,6 @@ class TestStart:
             {"KMS_LEDGER_ANCHOR": "vault-kv:secret/anchor"},
             {"KMS_OPERATOR_CA": "nothing.pem"},
             {"KMS_OIDC_ISSUER": "https://login.example.org"},
-            {"KMS_WORKERS": "2"},
             {"KMS_ROOT_KEY": "pkcs11:token"},
             {"KMS_DATABASE_URL": "sqlite+aiosqlite://"},
             {"KMS_DEVELOPMENT_ROOTS": "nothing.pem"},

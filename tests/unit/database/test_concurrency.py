@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from kms.policy.decision import Ask
 from kms.policy.revision import Revision
 from kms.ports import EpochsMoved
 from tests.changer import open_changer, put
-from tests.recording import recorder
+from tests.recording import EPOCHS, recorder
 from tests.unit.database.conftest import OpenAnother
 from tests.unit.database.dialects import ON_POSTGRESQL
 from tests.world import NOW
@@ -53,7 +53,7 @@ def entry(name: str, challenge: bytes, epochs: tuple[int, ...] = ()) -> Decision
 @pytest.fixture
 def stores(open_another: OpenAnother) -> list[DecisionStore]:
     """Three servers."""
-    return [DecisionStore(open_another(), lambda: NOW, recorder()) for _ in range(3)]
+    return [DecisionStore(open_another(), lambda: NOW, recorder(), EPOCHS) for _ in range(3)]
 
 
 async def count(engine: AsyncEngine, table: Table) -> int:
@@ -62,7 +62,7 @@ async def count(engine: AsyncEngine, table: Table) -> int:
     return number
 
 
-async def outcomes(stores: list[DecisionStore], asked: list[Awaitable[None]]) -> list[type]:
+async def outcomes(stores: list[DecisionStore], asked: Sequence[Awaitable[None]]) -> list[type]:
     for store in stores:
         store.start()
     found = await asyncio.gather(*asked, return_exceptions=True)
@@ -76,7 +76,7 @@ async def test_lesson_36_of_fifty_with_one_challenge_on_several_servers_one_wins
 ) -> None:
     asked = [stores[number % 3].record(entry(f"{number}", b"one"), NOW) for number in range(50)]
     found = await outcomes(stores, asked)
-    assert sorted(map(str, found)) == sorted(map(str, [type(None)] + 49 * [ChallengeUsed]))
+    assert sorted(map(str, found)) == sorted(map(str, [type(None), *49 * [ChallengeUsed]]))
     async with reading(engine) as connection:
         assert (await connection.execute(select(func.count()).select_from(entries))).scalar_one() == 1
         assert (
@@ -126,7 +126,7 @@ async def test_after_a_retirement_nothing_of_the_epoch_is_recorded(
     recorded_before: list[int] = []
 
     async def retire() -> None:
-        while not await count(engine, entries):
+        while not await count(engine, entries):  # noqa: ASYNC110 -- what is waited for is in the database
             await asyncio.sleep(0)
         async with writing(engine) as connection:
             await connection.execute(update(key_epochs).values(retired_at="2026"))

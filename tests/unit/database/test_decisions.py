@@ -15,13 +15,13 @@ from kms.errors import ChallengeUsed, LedgerUnavailable
 from kms.ledger.entries import REFUSED, DecisionEntry
 from kms.policy.decision import Ask
 from kms.ports import EpochsMoved
-from tests.recording import recorder
+from tests.recording import EPOCHS, recorder
 from tests.world import NOW
 
 
 @pytest.fixture
 def store(engine: AsyncEngine) -> DecisionStore:
-    return DecisionStore(engine, lambda: NOW, recorder())
+    return DecisionStore(engine, lambda: NOW, recorder(), EPOCHS)
 
 
 def entry(name: str, **changes: object) -> DecisionEntry:
@@ -82,7 +82,7 @@ async def test_keys_of_a_retired_epoch_are_not_recorded_and_spend_nothing(
 
 async def test_a_full_queue_says_busy(store: DecisionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kms.database.decisions.MOST_WAITING", 3)
-    store = DecisionStore(store._engine, lambda: NOW, recorder())
+    store = DecisionStore(store._engine, lambda: NOW, recorder(), EPOCHS)
     store.start()
     waiting = [asyncio.create_task(store.record(entry(str(number)), NOW)) for number in range(4)]
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
@@ -155,7 +155,7 @@ async def test_a_database_that_fails_fails_them_all(engine: AsyncEngine, store: 
 async def test_a_clock_that_leaps_makes_no_spent_challenge_good_again(engine: AsyncEngine) -> None:
     """Field lesson 12: what is spent stays spent, whatever the clock does meanwhile."""
     now, elapsed = [NOW], [0.0]
-    store = DecisionStore(engine, lambda: now[0], recorder(), elapsed=lambda: elapsed[0])
+    store = DecisionStore(engine, lambda: now[0], recorder(), EPOCHS, elapsed=lambda: elapsed[0])
 
     async def record(name: str, *, challenge: bytes) -> None:
         made = entry(name, challenge=challenge, decided_at=now[0])
@@ -171,24 +171,32 @@ async def test_a_clock_that_leaps_makes_no_spent_challenge_good_again(engine: As
     # In three days that really pass, it is forgotten.
     now[0], elapsed[0] = NOW + timedelta(days=3), 3 * 86400.0
     await record("d", challenge=b"third")
-    assert not await store.is_spent(b"first")
+    async with reading(engine) as connection:
+        kept = (await connection.execute(select(spent_challenges.c.challenge))).scalars().all()
+    assert b"first" not in kept
     await store.stop()
 
 
 async def test_a_record_that_cannot_be_written_is_told_until_it_can(
-    engine: AsyncEngine, store: DecisionStore
+    engine: AsyncEngine,
 ) -> None:
+    elapsed = [0.0]
+    store = DecisionStore(engine, lambda: NOW, recorder(), EPOCHS, elapsed=lambda: elapsed[0])
     store.start()
-    assert await store.writable()
+    assert await store.failure() is None
     async with engine.begin() as connection:
         await connection.execute(text("ALTER TABLE decisions RENAME TO elsewhere"))
         await connection.execute(text("ALTER TABLE installation RENAME TO nowhere"))
     with pytest.raises(LedgerUnavailable):
         await store.record(entry("a"), NOW)
-    assert not await store.writable()
+    assert await store.failure() == "ledger-unavailable"
+    elapsed[0] += 10
+    assert await store.failure() == "ledger-unavailable"
     async with engine.begin() as connection:
         await connection.execute(text("ALTER TABLE elsewhere RENAME TO decisions"))
         await connection.execute(text("ALTER TABLE nowhere RENAME TO installation"))
-    assert await store.writable()
+    assert await store.failure() == "ledger-unavailable", "a failure counts for some seconds"
+    elapsed[0] += 10
+    assert await store.failure() is None
     await store.record(entry("a"), NOW)
     await store.stop()

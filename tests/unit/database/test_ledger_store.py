@@ -11,6 +11,7 @@ from kms.ledger.entries import REFUSED, DecisionEntry
 from kms.ledger.merkle import leaf_hash
 from kms.ledger_ports import UNTRUSTED
 from kms.policy.decision import Ask
+from tests.recording import EPOCHS
 from tests.unit.database.dialects import ON_SQLITE
 from tests.unit.database.ledger_room import LedgerRoom, action
 from tests.world import NOW
@@ -22,7 +23,7 @@ def room(engine: AsyncEngine, tmp_path: Path) -> LedgerRoom:
 
 
 async def record_decision(room: LedgerRoom, release_id: str) -> None:
-    decisions = DecisionStore(room.engine, lambda: NOW, room.recorder)
+    decisions = DecisionStore(room.engine, lambda: NOW, room.recorder, EPOCHS)
     decisions.start()
     entry = DecisionEntry(
         release_id=release_id,

@@ -14,6 +14,9 @@ from kms.encoding import b64url, from_base64
 from kms.guest.transport import Connection
 from kms.keys.identity import Identity
 from kms.keys.names import KeyRequest
+from kms.keys.signed import Signed
+from kms.labels import RECEIPT
+from kms.ledger.proofs import Receipt
 from kms.simulator.machine import SimulatedMachine
 from tests.unit.guest.conftest import DISK, FakeKms, app_document, problem, value_of
 
@@ -207,3 +210,39 @@ def test_no_evidence_is_status_2(
     argv = ["guest", "fetch", "--server", "https://kms.test", "--identity", pin, "--key", "disk", "--json"]
     assert run([*argv, "--tsm", str(tmp_path / "report")]) == 2
     assert json.loads(capfdbinary.readouterr().out)["error"]["code"] == "evidence-unavailable"
+
+
+class TestReceipt:
+    """The promise that comes beside the keys, kept for `kms ledger prove`."""
+
+    @staticmethod
+    def promising(kms: FakeKms, identity: Identity | None = None, release_id: str = "r1") -> None:
+        promise = {
+            "decided_at": "2026-11-21T12:00:00.000000Z",
+            "entry_sha256": "ab" * 32,
+            "release_id": release_id,
+            "salt": b64url(bytes(16)),
+        }
+        signed = Signed.by(identity or kms.identity, RECEIPT, json.dumps(promise).encode())
+        kms.edit = lambda answer: {**answer, "receipt": signed.to_json()}
+
+    def test_it_is_kept_as_it_came(
+        self, kms: FakeKms, fetch: Fetch, capfdbinary: Captured, tmp_path: Path
+    ) -> None:
+        self.promising(kms)
+        assert fetch("--key", "disk", "--receipt", str(tmp_path / "receipt.json")) == 0
+        assert capfdbinary.readouterr().out == value_of(DISK)
+        kept = json.loads((tmp_path / "receipt.json").read_bytes())
+        assert Receipt.verify(kept, pinned=kms.identity.public_key).release_id == "r1"
+
+    @pytest.mark.parametrize("case", ["none", "another-identity", "another-release"])
+    def test_one_that_is_none_is_an_answer_not_to_be_used(
+        self, kms: FakeKms, fetch: Fetch, capfdbinary: Captured, tmp_path: Path, case: str
+    ) -> None:
+        if case == "another-identity":
+            self.promising(kms, Identity.from_prf(b"\x77" * 64))
+        elif case == "another-release":
+            self.promising(kms, release_id="r2")
+        assert fetch("--key", "disk", "--receipt", str(tmp_path / "receipt.json")) == 1
+        assert capfdbinary.readouterr().out == b""
+        assert not (tmp_path / "receipt.json").exists()

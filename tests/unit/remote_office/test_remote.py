@@ -29,6 +29,7 @@ from kms.errors import (
     PolicyConflict,
     PolicyGated,
     PolicyRefused,
+    RateLimited,
     RootKeyUnavailable,
     TooLarge,
     Unauthenticated,
@@ -67,7 +68,7 @@ ALL = RecordFilter(
 )
 MONTH = timedelta(days=30)
 
-Asking = Callable[[Office, Actor], Awaitable[Json]]
+Asking = Callable[[Office, Actor], Awaitable[Json | str]]
 
 ASKED: list[tuple[str, Asking]] = [
     ("status", lambda office, me: office.policies.status(me)),
@@ -128,6 +129,13 @@ ASKED: list[tuple[str, Asking]] = [
     ("rotation", lambda office, me: office.keys.rotation(me, app=None, since=MONTH)),
     ("rotation", lambda office, me: office.keys.rotation(me, app="ab" * 32, since=MONTH / 4)),
     ("rotate_identity", lambda office, me: office.keys.rotate_identity(me)),
+    ("entries", lambda office, me: office.ledger.entries(me, start=0, limit=50, kind=None)),
+    ("entries", lambda office, me: office.ledger.entries(me, start=7, limit=500, kind="action")),
+    ("entry", lambda office, me: office.ledger.entry(me, 7)),
+    ("entry", lambda office, me: office.ledger.entry(me, RELEASE)),
+    ("statement", lambda office, me: office.ledger.statement(me)),
+    ("checkpoint", lambda office, me: office.ledger.checkpoint(me)),
+    ("proof", lambda office, me: office.ledger.proof(me, RELEASE)),
 ]
 
 
@@ -275,7 +283,8 @@ def problem(status: int, code: str, **members: object) -> Callable[[], httpx2.Re
 @pytest.mark.parametrize(
     ("answer", "expected", "said"),
     [
-        (problem(429, "rate-limited", title="Too many"), ServerBusy, "Too many"),
+        (problem(429, "rate-limited", title="Too many"), RateLimited, "Too many"),
+        (problem(503, "server-busy", title="Later"), ServerBusy, "^Later$"),
         (
             problem(500, "internal", detail="damaged"),
             ServerFailed,
