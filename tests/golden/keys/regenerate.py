@@ -73,6 +73,7 @@ def root_uses() -> list[dict[str, Any]]:
     scalar = second.apps_ca_scalar(root)
     row: list[str | None] = ["1", MADE_AT, "founding", "1970-01-01T00:00:00.000000Z", None, None]
     dstack = bytes([1]) * 32, bytes([2]) * 32
+    entry = b"decision", b"0" * 32, b"server-1", bytes(range(16)), b"{}"
     asked = second.in_development(second.check_message("development", 2))
     return [
         {"use": "apps-ca", "expect": scalar.to_bytes(32, "big").hex()},
@@ -82,6 +83,13 @@ def root_uses() -> list[dict[str, Any]]:
             "table": "key_epochs",
             "columns": row,
             "expect": second.row_mac(root, "key_epochs", *row).hex(),
+        },
+        {"use": "entries-key", "expect": second.entries_key(root).hex()},
+        {"use": "ledger-seed", "expect": second.ledger_seed(root).hex()},
+        {
+            "use": "entry",
+            "fields": [each.hex() for each in entry],
+            "expect": second.entry_mac(root, *entry).hex(),
         },
         {"use": "foreign-key", "expect": second.foreign_key(root).hex()},
         {

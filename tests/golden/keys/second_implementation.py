@@ -75,6 +75,22 @@ def check_value(root: bytes, mode: str, epoch: int) -> bytes:
     return prf(root, check_message(mode, epoch))[:32]
 
 
+def entries_key(root: bytes) -> bytes:
+    """Give the key of the MACs of the ledger's entries."""
+    return prf(root, label("attested-kms/v1/root-entries", b""))[:32]
+
+
+def ledger_seed(root: bytes) -> bytes:
+    """Give the Ed25519 seed of the key that signs checkpoints."""
+    return prf(root, label("attested-kms/v1/root-ledger", b""))[:32]
+
+
+def entry_mac(root: bytes, *fields: bytes) -> bytes:
+    """Give the MAC of an entry: kind, id, server, salt, entry."""
+    message = label("attested-kms/v1/entry", frame(*fields))
+    return hmac.new(entries_key(root), message, hashlib.sha256).digest()
+
+
 def rows_key(root: bytes) -> bytes:
     return prf(root, label("attested-kms/v1/root-rows", b""))[:32]
 

@@ -25,6 +25,7 @@ from kms.keys.p256 import point_of
 from kms.keys.root_messages import Mode
 from kms.keys.row_seal import RowSeal
 from kms.ledger.actions import OperatorAction
+from kms.ledger.sealed_entry import EntrySeal
 from kms.operators import Actor, Proof, Role
 from kms.packaged import packaged_folder
 from kms.rootkey.checked import CheckedRoot
@@ -61,6 +62,9 @@ def test_every_use_has_a_test() -> None:
         "apps-ca",
         "rows-key",
         "row",
+        "entries-key",
+        "ledger-seed",
+        "entry",
         "foreign-key",
         "foreign-row",
         "unmarked-check-value",
@@ -77,6 +81,17 @@ def test_the_apps_ca() -> None:
 def test_the_keys_of_rows() -> None:
     assert prf(root_messages.rows_message())[:32] == expected("rows-key")
     assert prf(root_messages.foreign_message())[:32] == expected("foreign-key")
+
+
+def test_the_keys_of_the_ledger() -> None:
+    entries = prf(root_messages.entries_message())
+    assert entries[:32] == expected("entries-key")
+    assert prf(root_messages.ledger_message())[:32] == expected("ledger-seed")
+    kind, entry_id, server, salt, entry = (bytes.fromhex(each) for each in CASES["entry"]["fields"])
+    sealed = EntrySeal(entries).seal(
+        kind=kind.decode(), id=entry_id.decode(), server=server.decode(), salt=salt, entry=entry
+    )
+    assert sealed.mac == expected("entry")
 
 
 def test_the_mac_of_a_row() -> None:
