@@ -43,7 +43,7 @@ ROW: Final = "attested-kms/v1/row"  # MAC over a database row
 ENTRY: Final = "attested-kms/v1/entry"  # MAC over an entry of the ledger
 
 # --- a transparency log's own formats: the origin of checkpoints is their label (C2SP tlog-checkpoint) ---
-LEDGER_ORIGIN: Final = "attested-kms/v1/ledger/"  # then 16 hex digits that name the KMS
+LEDGER_ORIGIN: Final = "attested-kms/v1/ledger"  # then "/" and 16 hex digits that name the KMS
 
 
 def labelled(label: str, body: bytes) -> bytes:

@@ -1,7 +1,9 @@
 """The ledger as a running server follows it: rounds of sequencing beside the requests."""
 
+import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Protocol
@@ -17,6 +19,7 @@ _log = structlog.get_logger("kms.ledger")
 
 # A checkpoint comes at most this much after what it is of; another server takes over as soon.
 _ROUND_EVERY: Final = 0.5  # seconds
+_LAST_LOOK_WITHIN: Final = 2.0  # seconds
 _SAY_AGAIN_AFTER: Final = 60.0  # seconds
 _STALE_AFTER: Final = 30.0  # seconds
 _MOST_SAID: Final = 20  # lines of one round: whoever wrote a million rows shall not fill the log
@@ -125,8 +128,16 @@ class FollowedLedger:
         self._rounds.start()
 
     async def stop(self) -> None:
-        """Stop; what waits, another server sequences, or this one when it starts again."""
+        """Stop, with one more look, so that what was recorded until now has its checkpoint.
+
+        Where that cannot be done soon, another server does it, or this one when it starts again.
+        """
+        if not self.alive:
+            return
         await self._rounds.stop()
+        with suppress(LedgerUnavailable, TimeoutError):
+            async with asyncio.timeout(_LAST_LOOK_WITHIN):
+                await self.refresh()
 
     def _note(self, done: Round) -> None:
         head = done.state.head

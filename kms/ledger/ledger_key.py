@@ -31,7 +31,7 @@ def derive_checkpoint_key(output: bytes, founding_identity: bytes) -> Checkpoint
         ValueError: not 64 bytes.
 
     """
-    origin = LEDGER_ORIGIN + sha256(founding_identity).hexdigest()[:_NAMED_BY]
+    origin = f"{LEDGER_ORIGIN}/{sha256(founding_identity).hexdigest()[:_NAMED_BY]}"
     return CheckpointKey(require_prf_output(output)[:_SEED_LENGTH], origin)
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 import structlog
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from kms import app_keys as app_keys_module
@@ -47,9 +47,9 @@ class TestRecordBeforeKey:
 
         request = await world.request()
         evidence = world.machine.evidence(report_data(request))
-        event.listen(world.engine.sync_engine, "commit", fail)
+        event.listen(Engine, "commit", fail)  # of all engines: decisions have one of their own
         answer = await world.post(request, evidence)
-        event.remove(world.engine.sync_engine, "commit", fail)
+        event.remove(Engine, "commit", fail)
         answer.check_refused(503, "ledger-unavailable")
         assert int(answer.response.headers["retry-after"]) >= 1
         assert "disk" not in answer.response.text
@@ -62,7 +62,7 @@ class TestRecordBeforeKey:
     ) -> None:
         """Whatever the writer meets, those who wait for it get an answer, and the next ones too."""
 
-        async def fail(*_: object) -> None:
+        def fail(*_: object) -> None:
             raise RuntimeError("a bug")
 
         with monkeypatch.context() as patched:

@@ -80,9 +80,9 @@ async def test_keys_of_a_retired_epoch_are_not_recorded_and_spend_nothing(
     await store.stop()
 
 
-async def test_a_full_queue_says_busy(store: DecisionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_queue_says_busy(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kms.database.decisions.MOST_WAITING", 3)
-    store = DecisionStore(store._engine, lambda: NOW, recorder(), EPOCHS)
+    store = DecisionStore(engine, lambda: NOW, recorder(), EPOCHS)
     store.start()
     waiting = [asyncio.create_task(store.record(entry(str(number)), NOW)) for number in range(4)]
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)

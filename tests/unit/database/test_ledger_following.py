@@ -53,6 +53,17 @@ async def test_a_started_one_sequences_by_itself(room: LedgerRoom, monkeypatch: 
     assert not followed.alive
 
 
+async def test_what_was_recorded_last_has_its_checkpoint_when_it_stops(
+    room: LedgerRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kms.ledger_following._ROUND_EVERY", 60)
+    followed = followed_by(room)
+    followed.start()
+    await room.record(0, 3)
+    await followed.stop()
+    assert followed.figures.size == 3
+
+
 async def test_figures(room: LedgerRoom) -> None:
     followed = followed_by(room)
     figures = followed.figures

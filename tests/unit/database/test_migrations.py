@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Integer, LargeBinary, MetaData, Table, inspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.database import engine as engine_module
-from kms.database.engine import SQLITE_FILE, open_engine, sqlite_url, writing
+from kms.database.engine import SQLITE_FILE, migrating, open_engine, sqlite_url, writing
 from kms.database.installation import Installation
 from kms.database.migrate import migrate
 from kms.database.schema import metadata
@@ -95,7 +95,8 @@ async def fill(engine: AsyncEngine) -> None:
             rows = [_row(found.tables["entries"], place) | {"id": each} for place, each in enumerate(ids, 1)]
             connection.execute(found.tables["entries"].insert(), rows)
 
-    async with engine.begin() as connection:
+    # Without limits: reading all that there is takes a loaded machine longer than a transaction may idle.
+    async with migrating(engine) as connection:
         await connection.run_sync(write)
 
 
@@ -200,7 +201,8 @@ async def _record(engine: AsyncEngine, rows: Mapping[str, list[tuple[str, str]]]
                 columns = {key: value for key, value in row.items() if key in table.c}
                 connection.execute(table.insert().values(columns))
 
-    async with engine.begin() as connection:
+    # Without limits: reading all that there is takes a loaded machine longer than a transaction may idle.
+    async with migrating(engine) as connection:
         await connection.run_sync(write)
 
 

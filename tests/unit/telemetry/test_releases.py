@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from kms.ports import Step
 from kms.snp.product import Product
@@ -86,12 +87,13 @@ def test_reasons_and_codes_that_nobody_knows_make_no_series(metrics: Metrics) ->
     assert sum(number for *_, number in counted) == 2000
 
 
-def test_what_fails_here_fails_no_release(metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_fails_here_fails_no_release(metrics: Metrics) -> None:
     class Broken:
         def release(self, *_: object) -> None:
             raise RuntimeError("a defect")
 
     releases = Releases(metrics, Broken())
-    releases.follow("id").end(None, Product.MILAN, ())
-    assert "release-not-measured" in capsys.readouterr().out
+    with capture_logs() as logs:
+        releases.follow("id").end(None, Product.MILAN, ())
+    assert [each["event"] for each in logs] == ["release-not-measured"]
     assert value(metrics, "kms_releases_total", product="milan") == 1
