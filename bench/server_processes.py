@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from bench.server_guests import Guests
-from tests.conformance.own_server import Server, environment, free_port
+from tests.conformance.own_server import Server, environment
+from tests.servers.ports import free_port
 from tests.servers.vault import wait_until
 
 _PROC: Final = Path("/proc")

@@ -1,11 +1,13 @@
 """Client addresses: whose limits and shares one counts against."""
 
 import ipaddress
+from functools import lru_cache
 from typing import Final
 
 _IPV6_PREFIX: Final = 64  # what one customer has all of
 
 
+@lru_cache(maxsize=4096)  # each request asks several times, and parsing is slow
 def network_of(address: str) -> str:
     """Give what one customer has: an IPv4 address, or an IPv6 /64. What is no address stands for itself."""
     try:

@@ -5,6 +5,7 @@ candidate policy. Every value comes from a verified report, a recomputed measure
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 
 from kms.evidence.app_document import AppIdentity
@@ -21,7 +22,8 @@ from kms.snp.verify import VerifiedReport
 from kms.strict_json import JsonValue, canonical_json
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not slotted: its JSON form is made once, for the record and for the guest.
+@dataclass(frozen=True, kw_only=True)
 class BootInfo:
     """What a guest proved. None means "not proven" or "this report cannot say", never "anything".
 
@@ -113,7 +115,14 @@ class BootInfo:
         )
 
     def to_json(self) -> dict[str, JsonValue]:
-        """Give the JSON form of the protocol: hex digests, named bits beside the raw value."""
+        """Give the JSON form of the protocol: hex digests, named bits beside the raw value.
+
+        It is made once, for all who ask: nobody may change it.
+        """
+        return self._json
+
+    @cached_property
+    def _json(self) -> dict[str, JsonValue]:
         cpuid: JsonValue = None
         if self.cpuid is not None:
             cpuid = {

@@ -10,8 +10,6 @@ import re
 from datetime import UTC, datetime
 from typing import Final
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
-_BASE64URL = re.compile(r"[A-Za-z0-9_-]*={0,2}")
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 _NUMBER = re.compile(r"0x[0-9a-f]+")
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"  # RFC 3339, UTC, whole seconds
@@ -31,19 +29,22 @@ def from_base64(text: str) -> bytes:
         ValueError: the text is none of these; the message does not repeat it.
 
     """
-    if _BASE64URL.fullmatch(text):
-        standard = text.replace("-", "+").replace("_", "/")
-    elif _BASE64.fullmatch(text):
-        standard = text
-    else:
-        raise ValueError("not base64url or base64")
-    body = standard.rstrip("=")
-    padding = len(standard) - len(body)
+    body = text.rstrip("=")
+    padding = len(text) - len(body)
     needed = -len(body) % 4
     if needed == 3 or padding not in {0, needed}:
         raise ValueError("base64 of an impossible length or padding")
-    data = binascii.a2b_base64(body + "=" * needed)
-    if base64.b64encode(data).rstrip(b"=").decode("ascii") != body:
+    if "-" in body or "_" in body:
+        if "+" in body or "/" in body:
+            raise ValueError("not base64url or base64")
+        body = body.replace("-", "+").replace("_", "/")
+    try:
+        data = binascii.a2b_base64(body + "=" * needed, strict_mode=True)
+    except ValueError:
+        raise ValueError("not base64url or base64") from None
+    # Only the last group has bits that say nothing: of a long text no more is encoded again.
+    last = len(body) % 4
+    if last and binascii.b2a_base64(data[1 - last :], newline=False).decode("ascii")[:last] != body[-last:]:
         raise ValueError("base64 with non-zero trailing bits")
     return data
 

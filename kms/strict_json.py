@@ -9,8 +9,10 @@ value (field lesson 34).
 import json
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeAlias, TypeVar, cast
+from itertools import chain
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
+import orjson
 import rfc8785
 
 from kms.encoding import from_base64, from_hex
@@ -25,16 +27,17 @@ _TOKENS_OF_A_VALUE = 4  # two quotes and two of its key; or two brackets, a comm
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 _MAX_EXACT_INTEGER = 2**53 - 1  # RFC 7493 (I-JSON) section 2.2
 _MAX_INTEGER_DIGITS = 16
-_SIMPLE = frozenset({str, bool})
+_FLAT: Final = frozenset({str, bool, int, type(None)})
+_PLAIN: Final = _FLAT | {dict, list}
 
 T = TypeVar("T")
 
 
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
-# Nothing of ours refers to itself; a document that did would end in a RecursionError.
-_SORTED = json.JSONEncoder(
-    separators=(",", ":"), sort_keys=True, ensure_ascii=False, allow_nan=False, check_circular=False
+_NOTHING_SPECIAL: Final = (
+    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 )
+_CANONICAL: Final = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 
 
 class JsonError(ValueError):
@@ -43,44 +46,64 @@ class JsonError(ValueError):
 
 def compact_json(document: object) -> bytes:
     """Give JSON without spaces, members in their order, ASCII only: the form of the texts that we sign."""
-    return _COMPACT.encode(document).encode("ascii")
+    try:
+        encoded = orjson.dumps(document, option=_NOTHING_SPECIAL)
+    except TypeError:
+        return _COMPACT.encode(document).encode("ascii")
+    # The two differ where something has to be escaped for ASCII: the slower one does that.
+    return encoded if encoded.isascii() else _COMPACT.encode(document).encode("ascii")
 
 
 def canonical_json(document: "dict[str, JsonValue]") -> bytes:
     """Give the RFC 8785 form of a document whose names are ASCII and whose numbers are integers.
 
-    For such documents, and every one that we write is one, it is what the encoder of the standard library
-    gives with its names in order, in a tenth of the time that `rfc8785` takes. What is no such document is
-    left to `rfc8785`, which knows the order of other names and the forms of other numbers.
+    For such documents, and every one that we write is one, it is what `orjson` gives with its names in
+    order, in a fraction of the time that `rfc8785` takes. What is no such document is left to `rfc8785`,
+    which knows the order of other names and the forms of other numbers.
 
     Raises:
         ValueError: it has no canonical form: a lone surrogate, NaN, an integer beyond 2^53 - 1 either way.
 
     """
-    if not _is_plain(document):
-        return rfc8785.dumps(document)
-    return _SORTED.encode(document).encode("utf-8")
+    if _is_plain(document):
+        try:
+            encoded = orjson.dumps(document, option=_CANONICAL)
+        except orjson.JSONEncodeError:  # rfc8785 says what it has no form for
+            return rfc8785.dumps(document)
+        # Without a byte above 127 all names are ASCII. Else that is looked at, for it hardly ever happens.
+        if encoded.isascii() or _has_ascii_names(document):
+            return encoded
+    return rfc8785.dumps(document)
 
 
-def _is_plain(value: object) -> bool:
-    """Say whether names are ASCII texts and numbers exact integers, all the way down."""
-    kind = type(value)
-    if kind is dict:
-        for name, member in cast("dict[object, object]", value).items():
-            if type(name) is not str or not name.isascii():
-                return False
-            # Most are texts and truth values: those need no call.
-            if type(member) not in _SIMPLE and not _is_plain(member):
-                return False
+def dump_json(document: object) -> bytes:
+    """Give JSON without spaces, members in their order, in UTF-8: for answers and log lines. Fast.
+
+    Raises:
+        TypeError: it holds something that has no JSON, or a lone surrogate.
+
+    """
+    return orjson.dumps(document, option=_NOTHING_SPECIAL)
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether an object or array holds nothing but such, texts, truth values, nulls and integers.
+
+    Most of what a release writes is one array of flat objects, its checks: so both loops are left to C.
+    """
+    items = value.values() if isinstance(value, dict) else value
+    kinds = set(map(type, items))
+    if kinds <= _FLAT:
         return True
-    if kind is list:
-        for item in cast("list[object]", value):  # a loop, for `all` takes twice as long
-            if type(item) not in _SIMPLE and not _is_plain(item):
-                return False
+    if kinds == {dict} and _FLAT.issuperset(map(type, chain.from_iterable(map(dict.values, items)))):
         return True
-    if kind is int:
-        return -_MAX_EXACT_INTEGER <= cast("int", value) <= _MAX_EXACT_INTEGER
-    return kind in _SIMPLE or value is None
+    return kinds <= _PLAIN and all(_is_plain(each) for each in items if type(each) not in _FLAT)
+
+
+def _has_ascii_names(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(name.isascii() and _has_ascii_names(member) for name, member in value.items())
+    return not isinstance(value, list) or all(map(_has_ascii_names, value))
 
 
 def parse(data: bytes | bytearray, *, most_values: int = MAX_VALUES, long_texts: bool = False) -> JsonValue:
@@ -93,13 +116,7 @@ def parse(data: bytes | bytearray, *, most_values: int = MAX_VALUES, long_texts:
     """
     _refuse_size(data, most_values, long_texts=long_texts)
     try:
-        value: JsonValue = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_int=_exact_integer,
-            parse_float=_finite,
-        )
+        value: JsonValue = _STRICT.decode(data.decode("utf-8"))
     except UnicodeDecodeError:
         raise JsonError("not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -145,6 +162,11 @@ def _finite(text: str) -> float:
     return value
 
 
+_STRICT: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_exact_integer, parse_float=_finite
+)
+
+
 def _refuse_size(data: bytes | bytearray, most_values: int, *, long_texts: bool) -> None:
     """Refuse deep nesting before the parser recurses, and many values before it builds them.
 
@@ -152,8 +174,11 @@ def _refuse_size(data: bytes | bytearray, most_values: int, *, long_texts: bool)
     thousand honest requests.
     """
     brackets = data.count(b"[") + data.count(b"{")
-    if not long_texts and (
-        brackets + data.count(b",") > most_values or data.count(b'"') > _TOKENS_OF_A_VALUE * most_values
+    # What is no longer than that cannot have more, so a usual body is not searched for them.
+    if (
+        not long_texts
+        and len(data) > most_values
+        and (brackets + data.count(b",") > most_values or data.count(b'"') > _TOKENS_OF_A_VALUE * most_values)
     ):
         raise JsonError("too many values")
     if brackets <= MAX_DEPTH and not long_texts:

@@ -20,6 +20,7 @@ from kms.snp.verify import VerifiedReport
 # Tables of command lines filled with what a guest claims, and of images that only a guest describes: a
 # stranger with one SNP machine chooses how many there are, so only the latest are kept.
 _MAX_GUEST_CHOSEN_TABLES: Final = 64
+_MAX_REMEMBERED_LAUNCHES: Final = 4096  # some 500 bytes each
 _HERE: Final = object()  # whoever has it is this module
 
 
@@ -114,6 +115,7 @@ class LaunchFinder:
         self._indexed = {self._index.number(image): image for image in images if not image.has_placeholders}
         self._numbers = {id(image): number for number, image in self._indexed.items()}
         self._guest_chosen = RecentTables(_MAX_GUEST_CHOSEN_TABLES)
+        self._launches: dict[tuple[Measurement, str | None, NamedApp | None], Launch] = {}
         self._filled = False
 
     def index_for(self, images: int) -> MeasurementIndex:
@@ -141,10 +143,21 @@ class LaunchFinder:
 
         The app's own images come first: if one of them matches, the others are not even computed.
         """
-        found = self._find(verified.report.measurement, hint, app, proven=True)
+        measurement = verified.report.measurement
+        key = (measurement, hint.image, app)
+        launch = self._launches.get(key)
+        if launch is not None and hint.description is None:
+            return launch
+        found = self._find(measurement, hint, app, proven=True)
         if found is None:
             return None
-        return Launch(**{each.name: getattr(found, each.name) for each in fields(found)}, made_by=_HERE)
+        launch = Launch(**{each.name: getattr(found, each.name) for each in fields(found)}, made_by=_HERE)
+        if hint.description is None:
+            # It follows from the revision and from nothing else: guests of one image are found at once.
+            if len(self._launches) >= _MAX_REMEMBERED_LAUNCHES:
+                self._launches.clear()
+            self._launches[key] = launch
+        return launch
 
     def may_show(self, claimed: Measurement, hint: LaunchHint, app: NamedApp | None) -> bool:
         """Say whether an allowed image shows a measurement that nobody has proven yet.

@@ -5,6 +5,7 @@ HOST_DATA binds it.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from kms.encoding import from_base64
@@ -25,6 +26,10 @@ MAX_APP_DOCUMENT: Final = 64 * 1024
 MAX_CERTIFICATES: Final = 16
 _MAX_CERTIFICATE_TEXT: Final = 64 * 1024
 _MAX_TABLE: Final = 256 * 1024
+# Tables are remembered by their exact text: the guests of a chip all send the same. A stranger who crowds
+# this memory costs time only; long ones are not kept, so that it stays within some 16 MiB whatever is sent.
+_LONGEST_REMEMBERED_TABLE: Final = 16 * 1024
+_REMEMBERED_TABLES: Final = 256
 _MAX_TEXT: Final = 1 << 20  # a body's size; what is too long for its own limit is told so
 
 
@@ -55,9 +60,12 @@ def parse_evidence(value: JsonValue) -> SnpEvidence:
         raise MalformedEvidence("evidence.tee is not one this server knows", reason="tee-unknown")
     report = Report.parse(fields.base64("report", at_most=4 * snp_report.LENGTH))
     certificates: list[Certificate] = []
-    lists: list[RevocationList] = []
+    lists: tuple[RevocationList, ...] = ()
     if fields.has("certificate_table"):
-        certificates, lists = _from_table(fields.base64("certificate_table", at_most=_MAX_TABLE))
+        text = fields.text("certificate_table")
+        read = _read_table_once if len(text) <= _LONGEST_REMEMBERED_TABLE else _read_table
+        sent, lists = read(text)
+        certificates.extend(sent)
     if fields.has("certificates"):
         for entry in fields.array("certificates", at_most=MAX_CERTIFICATES):
             certificates.extend(_from_entry(entry))
@@ -71,7 +79,7 @@ def parse_evidence(value: JsonValue) -> SnpEvidence:
     return SnpEvidence(
         report=report,
         certificates=tuple(certificates),
-        revocation_lists=tuple(lists),
+        revocation_lists=lists,
         hint=hint,
         app_document=document,
     )
@@ -98,7 +106,9 @@ def _hint(value: JsonValue) -> LaunchHint:
     return hint
 
 
-def _from_table(table: bytes) -> tuple[list[Certificate], list[RevocationList]]:
+def _read_table(text: str) -> tuple[tuple[Certificate, ...], tuple[RevocationList, ...]]:
+    fields = Fields({"certificate_table": text}, "evidence", _malformed)
+    table = fields.base64("certificate_table", at_most=_MAX_TABLE)
     certificates: list[Certificate] = []
     lists: list[RevocationList] = []
     for entry in parse_table(table):
@@ -107,7 +117,10 @@ def _from_table(table: bytes) -> tuple[list[Certificate], list[RevocationList]]:
         elif entry.guid == REVOCATION_LIST:
             lists.append(load_revocation_list(entry.data))
         # Other entries (a provider's own) play no part here and are not parsed.
-    return certificates, lists
+    return tuple(certificates), tuple(lists)
+
+
+_read_table_once = lru_cache(maxsize=_REMEMBERED_TABLES)(_read_table)  # what raises is not remembered
 
 
 def _from_entry(entry: JsonValue) -> tuple[Certificate, ...]:

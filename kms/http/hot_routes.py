@@ -21,7 +21,7 @@ from kms.http.limits import MAX_BODY
 from kms.http.problems import problem
 from kms.http.release_gate import ReleaseGate
 from kms.release import issue_challenge, release
-from kms.strict_json import Fields, JsonError, compact_json, parse
+from kms.strict_json import Fields, JsonError, dump_json, parse
 
 _log = structlog.get_logger("kms.release")
 
@@ -110,7 +110,7 @@ class HotRoutes:
 
 
 def _json(body: dict[str, object], status: int) -> Response:
-    return Response(compact_json(body), status, headers=NO_STORE, media_type="application/json")
+    return Response(dump_json(body), status, headers=NO_STORE, media_type="application/json")
 
 
 def _submission(request: Request, body: bytes) -> Submission:

@@ -20,8 +20,9 @@ from kms.ledger.tiles import TILE_WIDTH, TileInvalid, TileName
 from kms.ledger_publishing import PublicLedger
 from kms.strict_json import JsonValue
 
-# Each is a few rows of the database; while that is slow, strangers wait for each other, not guests for them.
-_MOST_AT_ONCE: Final = 64
+# A proof is some twenty questions to the database, over the ten connections that releases need as well: the
+# most that strangers may have of these at once. Who comes then is told to come back.
+_MOST_AT_ONCE: Final = 4
 _BYTES: Final = "application/octet-stream"
 # C2SP: a tile never changes, and a partial one is only ever asked for by its width: it is of no use for long.
 _FULL: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
