@@ -79,6 +79,10 @@ class Epochs(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Ask the database anew next time: what it said is no longer so."""
+        ...
+
 
 class Identities(Protocol):
     """The generations of the KMS identity."""
@@ -348,16 +352,22 @@ class Decisions(Protocol):
         """Say whether a challenge was spent here lately: only a short cut, `record` decides."""
         ...
 
-    async def record(self, entry: DecisionEntry, challenge_expires_at: datetime | None) -> None:
+    async def record(
+        self,
+        entry: DecisionEntry,
+        challenge_expires_at: datetime | None,
+        judged_by: EpochTable | None = None,
+    ) -> None:
         """Make a decision durable, in one transaction, or raise and leave no trace.
 
-        The transaction requires that `entry.policy_revision` (if any) is still the active revision, that none
-        of `entry.epochs` is retired, and that `entry.challenge` (if any) is unspent, and spends it. It is on
-        stable storage when this returns.
+        The transaction requires that `entry.policy_revision` (if any) is still the active revision, that the
+        epochs are as `judged_by` says (None where nobody looked at them), that none of `entry.epochs` is
+        retired, and that `entry.challenge` (if any) is unspent, and spends it. It is on stable storage when
+        this returns.
 
         Raises:
             PolicyMoved: another revision is active; judge again.
-            EpochsMoved: an epoch is retired; judge again.
+            EpochsMoved: they are others now; judge again.
             ChallengeUsed: somebody else won the challenge.
             LedgerUnavailable: it could not be written.
 

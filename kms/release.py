@@ -14,8 +14,6 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-import rfc8785
-
 from kms.app_keys import EPOCH_UNAVAILABLE, choose_epochs, derive_keys
 from kms.authenticity import NotSought
 from kms.boot_info import BootInfo, build_boot_info
@@ -49,7 +47,7 @@ from kms.ports import EpochsMoved, PolicyMoved, Progress, Step
 from kms.request import ReleaseRequest, parse_request
 from kms.snp.product import Product
 from kms.snp.verify import Unverified, VerifiedReport, check_report_data
-from kms.strict_json import JsonValue
+from kms.strict_json import JsonValue, canonical_json
 
 EVIDENCE_UNTRUSTED: Final = "evidence-untrusted"
 MEASUREMENT_UNKNOWN: Final = "measurement-unknown"
@@ -141,7 +139,7 @@ async def _release(desk: ReleaseDesk, submission: Submission, progress: Progress
         except PolicyMoved:
             await desk.policies.refresh()
         except EpochsMoved:
-            continue  # they are looked up for each judgement
+            desk.epochs.forget()
     raise LedgerUnavailable(
         "policy and epochs changed too often while this request was judged", reason="policy-moving"
     )
@@ -193,7 +191,8 @@ async def _judge(
     desk.limits.take_app(identity.app_id)
 
     # (7) Epochs: the app's pinned one or the current, unless the guest asks for another that is not retired.
-    epochs, epoch_check = choose_epochs(decision, await desk.epochs.epochs(), case.now)
+    table = await desk.epochs.epochs()
+    epochs, epoch_check = choose_epochs(decision, table, case.now)
     if not epoch_check.passed:
         return await refuse(EPOCH_UNAVAILABLE, (*checks, epoch_check), boot_info=boot_info)
 
@@ -210,7 +209,7 @@ async def _judge(
     )
     sealed = seal(request.recipient, envelope, request.digest)
 
-    # (9) Record. One transaction: the judged revision is still active, no epoch of the keys was retired, the
+    # (9) Record. One transaction: the judged revision is still active, the epochs are as they were, the
     # challenge is unspent. Then release.
     entry = case.entry(
         outcome=RELEASED,
@@ -225,7 +224,7 @@ async def _judge(
     )
     receipt = make_receipt(desk.identity, entry)
     case.progress.at(Step.RECORD)
-    await desk.decisions.record(entry, case.challenge.expires_at)
+    await desk.decisions.record(entry, case.challenge.expires_at, table)
     return Released(
         release_id=case.submission.release_id,
         suite=request.recipient.suite.value,
@@ -267,7 +266,7 @@ def make_receipt(identity: Identity, entry: DecisionEntry) -> dict[str, str]:
         "entry_sha256": entry_digest(entry.salt, entry.canonical).hex(),
         "salt": b64url(entry.salt),
     }
-    return Signed.by(identity, RECEIPT, rfc8785.dumps(promise)).to_json()
+    return Signed.by(identity, RECEIPT, canonical_json(promise)).to_json()
 
 
 @dataclass(frozen=True, slots=True)

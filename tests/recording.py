@@ -1,6 +1,5 @@
 """A recorder for tests that are about something else than the ledger."""
 
-from kms.database.kept_epochs import EpochsMark
 from kms.database.recording import Recorder
 from kms.keys.root_messages import entries_message, root_prf
 from kms.ledger.sealed_entry import EntrySeal
@@ -17,13 +16,3 @@ def entry_seal() -> EntrySeal:
 def recorder() -> Recorder:
     """Give a recorder that has seen nothing yet."""
     return Recorder(entry_seal(), SERVER)
-
-
-class _UnchangedEpochs:
-    """What a `DecisionStore` knows of epochs that nobody changes."""
-
-    def still_so(self, _: EpochsMark) -> bool:
-        return True
-
-
-EPOCHS = _UnchangedEpochs()

@@ -56,6 +56,9 @@ class FixedEpochs:
     count: int
     retired: frozenset[int] = frozenset()
 
+    def forget(self) -> None:
+        """There is nothing else to be asked."""
+
     async def epochs(self) -> EpochTable:
         long_ago = datetime(2020, 1, 1, tzinfo=UTC)
         return EpochTable(

@@ -359,7 +359,7 @@ async def open_world(
     parts = await open_parts(engine, folder, clock, trust)
     followed = parts.followed
     epochs = KeptEpochs(keys.register)
-    decisions = DecisionStore(engine, clock, keys.recorder, epochs)
+    decisions = DecisionStore(engine, clock, keys.recorder)
     roots = TrustedRoots.with_development([load_der(hierarchy.ark.certificate)])
     collateral = CollateralService(
         store=CollateralDatabase(engine, clock),

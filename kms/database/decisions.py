@@ -11,20 +11,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final
 
 import structlog
-from sqlalchemy import Float, cast, delete, extract, func, insert, null, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Float, cast, delete, extract, func, insert, null, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.background import Background
 from kms.database.dialect import insert_or, is_postgresql
-from kms.database.engine import writing
 from kms.database.faults import is_of_one_row
 from kms.database.kept_epochs import EPOCHS_MARK, EpochsMark
 from kms.database.recording import LAST_PLACES, Recorder, last_place
 from kms.database.schema import active_policy, decisions, installation, key_epochs, spent_challenges
+from kms.database.writer import Writer
 from kms.errors import ChallengeUsed, LedgerUnavailable
+from kms.keys.epochs import EpochTable
 from kms.ledger.entries import DecisionEntry, timestamp
 from kms.ledger.sealed_entry import SealedEntry
 from kms.ports import Clock, EpochsMoved, PolicyMoved
@@ -32,9 +34,11 @@ from kms.ports import Clock, EpochsMoved, PolicyMoved
 _log = structlog.get_logger("kms.decisions")
 
 _MOST_IN_ONE_COMMIT: Final = 256
+CLOCK_DIFFERS: Final = "clock-differs"
 MOST_WAITING: Final = 4096
 _SPENT_LATELY: Final = 20_000  # challenges that are kept in memory as well, some 200 bytes each
 _TRY_AFTER: Final = 5.0  # seconds
+_PURGED_AT_ONCE: Final = 2000
 _PURGE_EVERY: Final = timedelta(minutes=1)
 # An expired challenge is refused by its date. Spent ones are kept longer all the same, so that a clock
 # that is set back does not make one good again.
@@ -44,19 +48,12 @@ _LEAP: Final = timedelta(hours=1)
 _SKEW: Final = timedelta(minutes=2)
 
 
-class KnownEpochs(Protocol):
-    """What this server knows of the epochs without asking the database each time."""
-
-    def still_so(self, mark: EpochsMark) -> bool:
-        """Say whether the database says the same; if not, ask it next time."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     entry: DecisionEntry
     sealed: SealedEntry
     challenge_expires_at: datetime | None
+    judged_by: EpochsMark | None
     done: "asyncio.Future[None]"
 
 
@@ -85,7 +82,7 @@ class DecisionStore:
     """Implements `kms.ports.Decisions`. `start` it before use, `stop` it after the last request.
 
     `elapsed` gives seconds; `observe` is told of each commit how many decisions it tried and how many seconds
-    it took, or None where it failed.
+    it took, or None where it failed. `clock_leapt` is asked where the database has no clock of its own.
     """
 
     def __init__(
@@ -93,16 +90,16 @@ class DecisionStore:
         engine: AsyncEngine,
         clock: Clock,
         recorder: Recorder,
-        epochs: KnownEpochs,
         *,
         elapsed: Callable[[], float] = time.monotonic,
         observe: Callable[[int, float | None], None] = lambda _number, _seconds: None,
+        clock_leapt: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._engine = engine
+        self._database = Writer(engine)
         self._clock = clock
         self._recorder = recorder
-        self._epochs = epochs
         self._observe = observe
+        self._clock_leapt = clock_leapt
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(MOST_WAITING)
         self._elapsed = elapsed
         self._purged: tuple[datetime, float] | None = None
@@ -131,14 +128,16 @@ class DecisionStore:
         if failed is None or self._elapsed() - failed.at < _TRY_AFTER:
             return None if failed is None else failed.reason
         try:
-            async with writing(self._engine) as connection:
-                await self._state(connection)
-                await connection.execute(update(installation).values(mode=installation.c.mode))
+            await self._database.write(self._try)
         except LedgerUnavailable as error:
             self._failed = _Failed(error.reason, self._elapsed())
             return error.reason
         self._failed = None
         return None
+
+    def _try(self, connection: Connection) -> None:
+        self._state(connection)
+        connection.execute(update(installation).values(mode=installation.c.mode))
 
     def start(self) -> None:
         """Start the writing task in the running event loop."""
@@ -152,6 +151,7 @@ class DecisionStore:
         while not self._queue.empty():
             _tell([self._queue.get_nowait()], [LedgerUnavailable("stopped", reason="ledger-stopped")])
             self._queue.task_done()
+        self._database.close()
 
     async def is_spent(self, challenge: bytes) -> bool:
         """Say whether a challenge was spent by this process lately; see `kms.ports.Decisions.is_spent`.
@@ -160,13 +160,20 @@ class DecisionStore:
         """
         return challenge in self._spent_lately
 
-    async def record(self, entry: DecisionEntry, challenge_expires_at: datetime | None) -> None:
+    async def record(
+        self,
+        entry: DecisionEntry,
+        challenge_expires_at: datetime | None,
+        judged_by: EpochTable | None = None,
+    ) -> None:
         """Make a decision durable; see `kms.ports.Decisions.record`."""
         if not self._writer.alive:
             raise LedgerUnavailable("the record is not being written", reason="ledger-stopped")
         # The bytes and the MAC are made here: an entry that has none must fail alone, and outside the lock.
         sealed = self._recorder.decision(entry)
-        waiting = _Waiting(entry, sealed, challenge_expires_at, asyncio.get_running_loop().create_future())
+        mark = None if judged_by is None else EpochsMark.of(judged_by)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(entry, sealed, challenge_expires_at, mark, done)
         try:
             self._queue.put_nowait(waiting)
         except asyncio.QueueFull:
@@ -181,6 +188,7 @@ class DecisionStore:
             outcomes = await self._write(batch)
         except BaseException:
             # Nobody may wait for ever, whatever ends the task. Nothing says that the batch was committed.
+            self._failed = _Failed(LedgerUnavailable.code, self._elapsed())
             _tell(batch, [LedgerUnavailable("the record could not be written") for _ in batch])
             raise
         else:
@@ -192,15 +200,7 @@ class DecisionStore:
     async def _write(self, batch: list[_Waiting]) -> list[Exception | None]:
         began = self._elapsed()
         try:
-            async with writing(self._engine) as connection:
-                state = await self._state(connection)
-                await self._purge(connection)
-                outcomes = await _spend(connection, batch, [self._moved(each.entry, state) for each in batch])
-                accepted = [each for each, outcome in zip(batch, outcomes, strict=True) if outcome is None]
-                sealed = [each.sealed for each in accepted]
-                last = await self._recorder.insert(connection, sealed, last=state.last)
-                if accepted:
-                    await connection.execute(insert(decisions), [_look_up(each.entry) for each in accepted])
+            outcomes, last = await self._database.write(partial(self._insert, batch))
         except LedgerUnavailable as error:
             # Nothing of the batch is there. Whoever waits is told so, and no key leaves.
             if len(batch) > 1 and is_of_one_row(error.__cause__):
@@ -210,48 +210,55 @@ class DecisionStore:
             self._observe(len(batch), None)
             return [LedgerUnavailable(error.detail, reason=error.reason) for _ in batch]
         self._recorder.committed(last)
-        self._note_spent(accepted)
+        self._note_spent(batch, outcomes)
         self._failed = None
         self._observe(len(batch), self._elapsed() - began)
         return outcomes
 
-    def _moved(self, entry: DecisionEntry, state: _State) -> Exception | None:
-        if entry.policy_revision is not None and entry.policy_revision != state.revision:
-            return PolicyMoved(entry.policy_revision)
-        if entry.epochs and (
-            not self._epochs.still_so(state.mark) or not state.retired.isdisjoint(entry.epochs)
-        ):
-            return EpochsMoved(entry.epochs)
-        return None
+    def _insert(
+        self, batch: Sequence[_Waiting], connection: Connection
+    ) -> tuple[list[Exception | None], int]:
+        """Insert those that may be recorded; say how it went with each, and which place was given last."""
+        state = self._state(connection)
+        self._purge(connection)
+        outcomes = _spend(connection, batch, [_moved(each, state) for each in batch])
+        accepted = [each for each, outcome in zip(batch, outcomes, strict=True) if outcome is None]
+        last = self._recorder.insert_after(connection, state.last, [each.sealed for each in accepted])
+        if accepted:
+            connection.execute(insert(decisions), [_look_up(each.entry) for each in accepted])
+        return outcomes, last
 
-    def _note_spent(self, accepted: Sequence[_Waiting]) -> None:
-        for each in accepted:
-            if each.entry.challenge is not None:
+    def _note_spent(self, batch: Sequence[_Waiting], outcomes: Sequence[Exception | None]) -> None:
+        for each, outcome in zip(batch, outcomes, strict=True):
+            if outcome is None and each.entry.challenge is not None:
                 self._spent_lately[each.entry.challenge] = None
         while len(self._spent_lately) > _SPENT_LATELY:
             self._spent_lately.popitem(last=False)
 
-    async def _state(self, connection: AsyncConnection) -> _State:
+    def _state(self, connection: Connection) -> _State:
         """Look at what may have changed since the releases looked; that it is authentic, they have seen.
 
         Raises:
             LedgerUnavailable: reason ``clock-differs``: nobody could say when anything was decided.
 
         """
-        clock: Any = _DATABASE_CLOCK if is_postgresql(connection) else null()
-        row = (await connection.execute(select(*_STATE, clock.label("clock")))).one()
+        shared = is_postgresql(connection)
+        if not shared and self._clock_leapt():
+            raise LedgerUnavailable("the clock of this machine leapt", reason=CLOCK_DIFFERS)
+        clock: Any = _DATABASE_CLOCK if shared else null()
+        row = connection.execute(select(*_STATE, clock.label("clock"))).one()
         if row.clock is not None and abs(datetime.fromtimestamp(row.clock, UTC) - self._clock()) > _SKEW:
             raise LedgerUnavailable(
-                "the clock of this machine and that of the database's differ", reason="clock-differs"
+                "the clock of this machine and that of the database's differ", reason=CLOCK_DIFFERS
             )
         retired: frozenset[int] = frozenset()
         mark = EpochsMark(row.newest, row.retired, row.latest)
         if row.retired:
             ended = select(key_epochs.c.epoch).where(key_epochs.c.retired_at.is_not(None))
-            retired = frozenset((await connection.execute(ended)).scalars())
+            retired = frozenset(connection.execute(ended).scalars())
         return _State(row.revision, retired, mark, last_place(row))
 
-    async def _purge(self, connection: AsyncConnection) -> None:
+    def _purge(self, connection: Connection) -> None:
         """Forget spent challenges that are long past.
 
         After a leap of the clock, or a time without decisions that may hide one, it waits as long as
@@ -260,7 +267,7 @@ class DecisionStore:
         """
         now, elapsed = self._clock(), self._elapsed()
         if self._purged is None:
-            last = (await connection.execute(select(func.max(decisions.c.decided_at)))).scalar()
+            last = connection.execute(select(func.max(decisions.c.decided_at))).scalar()
             quiet = last is not None and now - datetime.fromisoformat(last) > _KEEP_SPENT
             self._purge_not_before = elapsed + (_KEEP_SPENT.total_seconds() if quiet else 0)
         else:
@@ -274,7 +281,13 @@ class DecisionStore:
         if elapsed < self._purge_not_before:
             return
         limit = int((now - _KEEP_SPENT).timestamp())
-        await connection.execute(delete(spent_challenges).where(spent_challenges.c.expires_at < limit))
+        # So many at a time: whoever records waits for it, on every server.
+        past = select(spent_challenges.c.challenge).where(spent_challenges.c.expires_at < limit)
+        past = past.order_by(spent_challenges.c.expires_at).limit(_PURGED_AT_ONCE)
+        purged = connection.execute(delete(spent_challenges).where(spent_challenges.c.challenge.in_(past)))
+        if purged.rowcount == _PURGED_AT_ONCE:
+            # There are more, for the next commit.
+            self._purged = (now - _PURGE_EVERY, elapsed - _PURGE_EVERY.total_seconds())
 
 
 def _tell(batch: list[_Waiting], outcomes: list[Exception | None]) -> None:
@@ -293,11 +306,20 @@ _STATE: Final = (
     *EPOCHS_MARK,
     *LAST_PLACES,
 )
-_DATABASE_CLOCK: Final = cast(extract("epoch", func.clock_timestamp()), Float)
+_DATABASE_CLOCK: Final = cast(extract("epoch", func.pg_catalog.clock_timestamp()), Float)
 
 
-async def _spend(
-    connection: AsyncConnection, batch: Sequence[_Waiting], outcomes: list[Exception | None]
+def _moved(waiting: _Waiting, state: _State) -> Exception | None:
+    entry, mark = waiting.entry, waiting.judged_by
+    if entry.policy_revision is not None and entry.policy_revision != state.revision:
+        return PolicyMoved(entry.policy_revision)
+    if (mark is not None and mark != state.mark) or not state.retired.isdisjoint(entry.epochs):
+        return EpochsMoved(entry.epochs)
+    return None
+
+
+def _spend(
+    connection: Connection, batch: Sequence[_Waiting], outcomes: list[Exception | None]
 ) -> list[Exception | None]:
     """Spend the challenges of those whose outcome is open, and say of each whether it may be recorded."""
     rows: dict[bytes, dict[str, object]] = {}
@@ -314,7 +336,7 @@ async def _spend(
     # One statement decides who wins (field lesson 36): the primary key, not a look before the leap.
     spending = insert_or(connection, spent_challenges).on_conflict_do_nothing()
     wins = spending.returning(spent_challenges.c.challenge)
-    won = set((await connection.execute(wins, list(rows.values()))).scalars())
+    won = set(connection.execute(wins, list(rows.values())).scalars())
     for number, waiting in enumerate(batch):
         challenge = waiting.entry.challenge
         if outcomes[number] is None and challenge in rows and challenge not in won:

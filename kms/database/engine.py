@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlencode
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import ArgumentError, DisconnectionError, SQLAlchemyError
@@ -18,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from kms.database.dialect import POSTGRESQL, is_postgresql
 from kms.database.faults import database_fault
+from kms.database.schema import installation
 from kms.errors import ConfigurationError
 
 SQLITE_FILE: Final = "kms.sqlite3"
@@ -37,13 +38,16 @@ _PRAGMAS: Final = (
 
 _CONNECTIONS: Final = 10
 _CONNECT_WITHIN: Final = 5.0  # seconds
-_ANSWER_WITHIN: Final = 10.0  # seconds, for all that is asked on a connection before it is given back
+ANSWER_WITHIN: Final = 10.0  # seconds, for all that is asked on a connection before it is given back
 # postgresql.org/docs/current/runtime-config-client.html: settings of a session, in milliseconds.
 _SESSION: Final = {
     "application_name": "attested-kms",
     # Each statement sees what was committed before it. At any other level a transaction would see what there
     # was before it waited for the write lock: a policy that was replaced meanwhile.
     "default_transaction_isolation": "read committed",
+    # Whatever the database or the user was given for it, a table or function of another schema must not stand
+    # before ours, nor before those of PostgreSQL itself, which come first where they are not named.
+    "search_path": "public, pg_temp",
     # A committed transaction survives a power cut, whatever the database was told in general.
     "synchronous_commit": "on",
     # A server that stands still in the middle of a transaction must not hold up the others.
@@ -57,10 +61,15 @@ _SESSION: Final = {
 }
 # Of a URL, beside `host` for the folder of a socket: as libpq names them.
 _URL_PARAMETERS: Final = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile"})
-# Any two numbers would do, if nobody else on this database used them: ASCII "KMS1" and 1.
-_TAKE_WRITE_LOCK: Final = text("SELECT pg_advisory_xact_lock(1263358769, 1)")
+# A row is locked by who may change it: anybody who may connect could take an advisory lock for ever.
+_TAKE_WRITE_LOCK: Final = select(installation.c.id).where(installation.c.id == 1).with_for_update()
+_IS_MIGRATED: Final = text("SELECT pg_catalog.to_regclass(:table) IS NOT NULL").bindparams(
+    table=installation.name
+)
+# Until there is that row. Any two numbers would do, if nobody else here used them: ASCII "KMS1" and 1.
+_TAKE_FIRST_LOCK: Final = text("SELECT pg_catalog.pg_advisory_xact_lock(1263358769, 1)")
 _WITHOUT_LIMITS: Final = text(
-    "SELECT set_config(name, '0', true) FROM (VALUES ('statement_timeout'), ('lock_timeout'),"
+    "SELECT pg_catalog.set_config(name, '0', true) FROM (VALUES ('statement_timeout'), ('lock_timeout'),"
     " ('idle_in_transaction_session_timeout')) AS limits (name)"
 )
 
@@ -134,8 +143,16 @@ def open_engine(url: str) -> AsyncEngine:
     if parsed.drivername == _POSTGRESQL:
         return _open_postgresql(parsed)
     engine = create_async_engine(parsed, hide_parameters=True)
-    event.listen(engine.sync_engine, "connect", _prepare)
-    event.listen(engine.sync_engine, "begin", _begin)
+    _listen(engine.sync_engine)
+    return engine
+
+
+def open_sync_engine(url: URL) -> Engine:
+    """Open an SQLite file of `open_engine` once more, for a thread that writes: each transaction locks."""
+    engine = create_engine(
+        url.set(drivername="sqlite"), hide_parameters=True, execution_options={_WRITES: True}
+    )
+    _listen(engine)
     return engine
 
 
@@ -180,7 +197,7 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 @asynccontextmanager
 async def _connected(
-    engine: AsyncEngine, within: float | None = _ANSWER_WITHIN
+    engine: AsyncEngine, within: float | None = ANSWER_WITHIN
 ) -> AsyncIterator[AsyncConnection]:
     """Lend a connection, for some seconds where somebody may stand still at the other end of it."""
     try:
@@ -204,8 +221,18 @@ async def _locked(connection: AsyncConnection, *, limited: bool = True) -> Async
                 await connection.execute(_WITHOUT_LIMITS)
             # Given back at the end of the transaction, also of one whose client is gone or stands still
             # (idle_in_transaction_session_timeout).
-            await connection.execute(_TAKE_WRITE_LOCK)
+            if not await _have_row(connection, new=not limited):
+                await connection.execute(_TAKE_FIRST_LOCK)
+                # Who had it may have made the row: others lock only that.
+                await _have_row(connection, new=not limited)
         yield
+
+
+async def _have_row(connection: AsyncConnection, *, new: bool) -> bool:
+    """Lock the row that every database has, but one that is just being made. `new`: it may have no table."""
+    if new and not (await connection.execute(_IS_MIGRATED)).scalar():
+        return False
+    return (await connection.execute(_TAKE_WRITE_LOCK)).first() is not None
 
 
 def _open_postgresql(url: URL) -> AsyncEngine:
@@ -220,7 +247,7 @@ def _open_postgresql(url: URL) -> AsyncEngine:
         },
         pool_size=_CONNECTIONS,
         max_overflow=0,
-        pool_timeout=_ANSWER_WITHIN,
+        pool_timeout=ANSWER_WITHIN,
         hide_parameters=True,
     )
     event.listen(engine.sync_engine, "checkout", _require_open)
@@ -233,6 +260,11 @@ def _require_open(
     """Let the pool connect anew where PostgreSQL has said goodbye, as at its restart. Asks nothing."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError("PostgreSQL closed the connection")
+
+
+def _listen(engine: Engine) -> None:
+    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "begin", _begin)
 
 
 def _prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

@@ -1,7 +1,8 @@
 """Taking what was recorded before there was a ledger into it: its entries have no MAC, and get one.
 
 That is done once, where neither the database nor the anchor knows of any ledger. Later, an entry without a
-MAC is one that somebody wrote by hand.
+MAC is one that somebody wrote by hand. And what got its MAC here is only ever the beginning of a tree
+(`kms.sequencing`): else whoever can show a new server an emptied database had entries of his own sealed.
 """
 
 from collections.abc import Callable
@@ -15,18 +16,17 @@ from kms.database.recording import Recorder, sealed_entry
 from kms.database.schema import entries, operator_actions
 from kms.ledger.actions import OperatorAction
 from kms.ledger.entries import SALT_LENGTH
-from kms.ledger.sealed_entry import EntrySeal
+from kms.ledger.sealed_entry import NO_SERVER, EntrySeal
 
 FOUNDED: Final = "ledger-founded"
 _PAGE: Final = 256  # entries of up to ten kilobytes each
-_NO_SERVER: Final = ""  # what the migration wrote for entries of before; no server has this name
 
 _UNSEALED: Final = (
     select(
         *(column for column in entries.c if column.name != "mac"),
         literal(b"", LargeBinary).label("mac"),
     )
-    .where(entries.c.mac.is_(None), entries.c.server == _NO_SERVER)
+    .where(entries.c.mac.is_(None), entries.c.server == NO_SERVER)
     .order_by(entries.c.place)
 )
 _SEAL: Final = (
@@ -34,7 +34,7 @@ _SEAL: Final = (
     .where(entries.c.place == bindparam("at"), entries.c.mac.is_(None))
     .values(mac=bindparam("with_mac"))
 )
-_TAKEN_OVER: Final = select(func.count()).select_from(entries).where(entries.c.server == _NO_SERVER)
+_TAKEN_OVER: Final = select(func.count()).select_from(entries).where(entries.c.server == NO_SERVER)
 _RECORDED: Final = select(operator_actions.c.id).where(operator_actions.c.action == FOUNDED).limit(1)
 
 

@@ -4,6 +4,7 @@ A query for each release would cost more than its verification. What operators c
 transaction that records a release notices, and the release is judged again.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -13,7 +14,7 @@ from sqlalchemy import func, select
 from kms.database.schema import key_epochs
 from kms.keys.epochs import EpochTable
 from kms.ledger.entries import timestamp
-from kms.ports import Epochs
+from kms.operator_ports import KeyRegister
 
 _LOOK_EVERY: Final = 0.5  # seconds
 
@@ -43,23 +44,27 @@ EPOCHS_MARK: Final = (
 
 
 class KeptEpochs:
-    """Implements `kms.ports.Epochs` and `kms.database.decisions.KnownEpochs` over a register of epochs."""
+    """Implements `kms.ports.Epochs` over a register of epochs."""
 
-    def __init__(self, register: Epochs, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, register: KeyRegister, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._register = register
         self._monotonic = monotonic
         self._kept: tuple[float, EpochTable] | None = None
+        self._looking = asyncio.Lock()
 
     async def epochs(self) -> EpochTable:
         """Give what the database said a moment ago; see `kms.ports.Epochs.epochs`."""
-        now = self._monotonic()
-        if self._kept is None or now - self._kept[0] >= _LOOK_EVERY:
-            self._kept = now, await self._register.epochs()
-        return self._kept[1]
+        kept = self._kept
+        if kept is not None and self._monotonic() - kept[0] < _LOOK_EVERY:
+            return kept[1]
+        # One looks, for all that came meanwhile: else each of them would open a connection of its own.
+        asked = self._monotonic()
+        async with self._looking:
+            kept = self._kept
+            if kept is None or kept[0] < asked:
+                self._kept = kept = self._monotonic(), await self._register.epochs()
+        return kept[1]
 
-    def still_so(self, mark: EpochsMark) -> bool:
-        """Say whether the database says what `epochs` said last; if not, it is asked next time."""
-        if self._kept is None or EpochsMark.of(self._kept[1]) == mark:
-            return True
+    def forget(self) -> None:
+        """Ask anew next time; see `kms.ports.Epochs.forget`."""
         self._kept = None
-        return False

@@ -4,34 +4,53 @@ Nothing here says that it is as it was written: who reads it verifies (`kms.sequ
 `kms.ledger.verifying`).
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, delete, func, insert, select, text, true
+import structlog
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    delete,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    text,
+    true,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kms.database.dialect import POSTGRESQL, insert_or
-from kms.database.engine import reading, writing
+from kms.database.engine import ANSWER_WITHIN, migrating, reading, writing
 from kms.database.faults import database_fault
 from kms.database.lookups import LOOKUPS, disagreement
 from kms.database.recording import sealed_entry
 from kms.database.schema import (
-    decisions,
     entries,
     ledger_checkpoints,
     ledger_leaves,
     ledger_tiles,
-    operator_actions,
 )
 from kms.errors import LedgerUnavailable
 from kms.ledger.entries import read_timestamp, timestamp
+from kms.ledger.findings import Finding, FindingKind
 from kms.ledger_ports import UNTRUSTED, Growth, Leaf, LedgerHead, LedgerState, Recorded
 
 # ASCII "KMS1", as the write lock has it (kms/database/engine.py), and 2.
-_TAKE_TURN: Final = text("SELECT pg_try_advisory_xact_lock(1263358769, 2)")
-_PLACES_AT_ONCE: Final = 4096
+_TAKE_TURN: Final = text("SELECT pg_catalog.pg_try_advisory_xact_lock(1263358769, 2)")
+_ROWS_AT_ONCE: Final = 4096
+# Leaves of a round that are written with no limit of time: those of before the ledger, taken all at once.
+_MANY: Final = 10_000
+
+_log = structlog.get_logger("kms.ledger")
 
 _ENTRY: Final = (
     entries.c.place,
@@ -42,12 +61,17 @@ _ENTRY: Final = (
     entries.c.salt,
     entries.c.mac,
 )
+_LOOKUP: Final = tuple(
+    column.label(f"{table.name}_{column.name}") for table in LOOKUPS.values() for column in table.c
+)
 _LEAF: Final = (
     ledger_leaves.c.number.label("leaf"),
     ledger_leaves.c.place.label("leaf_place"),
     *_ENTRY,
-    *(column.label(f"{table.name}_{column.name}") for table in LOOKUPS.values() for column in table.c),
+    *_LOOKUP,
 )
+# A leaf of another number is none, and must hide no entry. (SQLite puts texts after all numbers.)
+_NUMBERED: Final = ledger_leaves.c.number.between(0, 2**63 - 1)
 _END: Final = select(func.coalesce(func.max(entries.c.place), 0)).scalar_subquery()
 
 
@@ -94,17 +118,38 @@ class LedgerStore:
 
     async def unsequenced(self) -> AsyncIterator[Recorded]:
         """Give everything that is no leaf, by place; see `LedgerReader.unsequenced`."""
-        place, end = -1, (await self.state()).end
-        query = select(*_ENTRY).outerjoin(ledger_leaves, ledger_leaves.c.place == entries.c.place)
+        its_leaf = and_(ledger_leaves.c.place == entries.c.place, _NUMBERED)
+        query = _with_lookups(select(*_ENTRY, *_LOOKUP).outerjoin_from(entries, ledger_leaves, its_leaf))
         query = query.where(ledger_leaves.c.number.is_(None)).order_by(entries.c.place)
-        # So many places at a time, for there may be a million before the next one that is no leaf.
-        while place < end:
-            rows = await self._rows(
-                query.where(entries.c.place > place, entries.c.place <= place + _PLACES_AT_ONCE)
-            )
-            for row in rows:
-                yield _recorded(row)
-            place += _PLACES_AT_ONCE
+        async for page in self._pages(entries.c.place):
+            for row in await self._rows(query.where(page)):
+                found = _recorded(row)
+                yield Recorded(place=found.place, sealed=found.sealed, lookup=_lookup(row))
+
+    async def strays(self) -> AsyncIterator[Finding]:
+        """Name rows that belong to nothing; see `LedgerReader.strays`."""
+        for kind, table in LOOKUPS.items():
+            its_entry = and_(entries.c.id == table.c.id, entries.c.kind == kind)
+            query = select(table.c.id).outerjoin(entries, its_entry).where(entries.c.id.is_(None))
+            async for page in self._pages(table.c.id):
+                for row in await self._rows(query.where(page)):
+                    what = f"a {kind} can be looked up that is not in the record: {row.id}"
+                    yield Finding(kind=FindingKind.LOOKUP_CHANGED, index=None, id=str(row.id), sentence=what)
+        query = select(ledger_leaves.c.number).where(not_(_NUMBERED)).limit(_ROWS_AT_ONCE)
+        for row in await self._rows(query):
+            what = f"a leaf has the number {row.number}"
+            yield Finding(kind=FindingKind.LEAF_ADDED, index=None, id=None, sentence=what)
+
+    async def _pages(self, key: Column[Any]) -> AsyncIterator[ColumnElement[bool]]:
+        """Give conditions that part a table by a key of its own, whatever stands there, into small pieces."""
+        after: ColumnElement[bool] = true()
+        while True:
+            page = select(key).where(after).order_by(key).limit(_ROWS_AT_ONCE).subquery()
+            [(last,)] = await self._rows(select(func.max(page.c[0])))
+            if last is None:
+                return
+            yield and_(after, key <= last)
+            after = key > last
 
     async def state(self) -> LedgerState:
         """Give how far ledger and record have come, in one small query; see `LedgerWriter.state`."""
@@ -134,7 +179,8 @@ class LedgerStore:
             if connection is not None:
                 # That the transaction was ended for us says nothing of what was done meanwhile.
                 with suppress(SQLAlchemyError, OSError):
-                    await connection.close()
+                    async with asyncio.timeout(ANSWER_WITHIN):
+                        await connection.close()
 
     async def after(self, place: int, *, limit: int) -> tuple[Recorded, ...]:
         """Give what was recorded after a place; see `LedgerWriter.after`."""
@@ -147,7 +193,6 @@ class LedgerStore:
         The tree must be as it was when they were computed. A sequencer that stood still meanwhile, while
         another had its turn, loses here.
         """
-        leaves = [{"number": growth.first + index, "place": each} for index, each in enumerate(growth.places)]
         tiles = [
             {"level": level, "number": number, "hashes": hashes}
             for (level, number), hashes in growth.tiles.items()
@@ -158,33 +203,46 @@ class LedgerStore:
             "note": growth.head.note,
             "made_at": timestamp(growth.head.made_at),
         }
-        async with writing(self._engine) as connection:
+        transaction = writing if len(growth.places) < _MANY else migrating
+        async with transaction(self._engine) as connection:
             size = select(func.coalesce(func.max(ledger_checkpoints.c.size), 0))
             if (await connection.execute(size)).scalar() != growth.first:
                 return False
-            # What stands beyond the last checkpoint, somebody put there by hand: it must not stop us.
-            await connection.execute(delete(ledger_leaves).where(ledger_leaves.c.number >= growth.first))
-            await connection.execute(insert(ledger_leaves), leaves)
+            # What no checkpoint made, somebody put there by hand: it must not stop us. Every leaf of the tree
+            # was recorded before those that are added: one at a place of theirs was moved there.
+            by_hand = or_(
+                not_(_NUMBERED),
+                ledger_leaves.c.number >= growth.first,
+                ledger_leaves.c.place >= growth.places[0],
+            )
+            removed = (await connection.execute(delete(ledger_leaves).where(by_hand))).rowcount
+            for start in range(0, len(growth.places), _ROWS_AT_ONCE):
+                places = enumerate(growth.places[start : start + _ROWS_AT_ONCE], growth.first + start)
+                leaves = [{"number": number, "place": place} for number, place in places]
+                await connection.execute(insert(ledger_leaves), leaves)
             put = insert_or(connection, ledger_tiles)
             put = put.on_conflict_do_update(
                 index_elements=["level", "number"], set_={"hashes": put.excluded.hashes}
             )
             await connection.execute(put, tiles)
             await connection.execute(insert(ledger_checkpoints), [checkpoint])
+        if removed:
+            _log.error("ledger-leaves-removed", count=removed, cause="no checkpoint made them")
         return True
 
     async def _with_lock(self) -> AsyncConnection | None:
         """Give a connection with a transaction that has the lock; None where another server has it."""
         try:
-            connection = await self._engine.connect()
-            try:
-                had = (await connection.execute(_TAKE_TURN)).scalar() is True
-            except BaseException:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                connection = await self._engine.connect()
+                try:
+                    had = (await connection.execute(_TAKE_TURN)).scalar() is True
+                except BaseException:
+                    await connection.close()
+                    raise
+                if had:
+                    return connection
                 await connection.close()
-                raise
-            if had:
-                return connection
-            await connection.close()
         except (SQLAlchemyError, OSError) as error:
             raise database_fault(error) from error
         return None
@@ -195,19 +253,33 @@ class LedgerStore:
 
 
 def _leaves() -> Select[Any]:
-    query = select(*_LEAF).outerjoin_from(ledger_leaves, entries, entries.c.place == ledger_leaves.c.place)
-    for table in (decisions, operator_actions):
+    of_leaf = entries.c.place == ledger_leaves.c.place
+    return _with_lookups(select(*_LEAF).outerjoin_from(ledger_leaves, entries, of_leaf))
+
+
+def _with_lookups(query: Select[Any]) -> Select[Any]:
+    for table in LOOKUPS.values():
         query = query.outerjoin(table, table.c.id == entries.c.id)
     return query
 
 
 def _leaf(row: Row[Any]) -> Leaf:
+    return Leaf(
+        index=_integer(row.leaf),
+        place=_integer(row.leaf_place),
+        entry=sealed_entry(row),
+        lookup=_lookup(row),
+    )
+
+
+def _lookup(row: Row[Any]) -> str | None:
+    """Say what does not fit in the row that an entry is looked up by; None where there is no entry."""
     entry = sealed_entry(row)
-    lookup = None
-    if entry is not None and (table := LOOKUPS.get(entry.kind)) is not None:
-        found = {column.name: getattr(row, f"{table.name}_{column.name}") for column in table.c}
-        lookup = disagreement(entry, found)
-    return Leaf(index=_integer(row.leaf), place=_integer(row.leaf_place), entry=entry, lookup=lookup)
+    if entry is None or (table := LOOKUPS.get(entry.kind)) is None:
+        return None
+    return disagreement(
+        entry, {column.name: getattr(row, f"{table.name}_{column.name}") for column in table.c}
+    )
 
 
 def _recorded(row: Row[Any]) -> Recorded:

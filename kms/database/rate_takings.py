@@ -18,7 +18,7 @@ class RateTakings:
     async def tell(self, server: str, period: int, taken: Mapping[str, int]) -> None:
         """Write what was taken; see `kms.rate_sharing.Takings.tell`."""
         rows = [
-            {"server": server, "network": name, "period": period, "taken": tokens}
+            {"server": server, "bucket": name, "period": period, "taken": tokens}
             for name, tokens in taken.items()
         ]
         async with reading(self._engine) as connection:
@@ -31,12 +31,18 @@ class RateTakings:
         async with reading(self._engine) as connection:
             await connection.execute(delete(rate_takings).where(old))
 
-    async def told(self, server: str) -> Mapping[tuple[str, int], Mapping[str, int]]:
+    async def told(
+        self, server: str, after: Mapping[str, int], *, since: int
+    ) -> Mapping[tuple[str, int], Mapping[str, int]]:
         """Give what others have written; see `kms.rate_sharing.Takings.told`."""
         table = rate_takings.c
-        query = select(table.server, table.period, table.network, table.taken).where(table.server != server)
+        query = select(table.server, table.period, table.bucket, table.taken).where(
+            table.period >= since,
+            table.server != server,
+            *(or_(table.server != other, table.period > last) for other, last in after.items()),
+        )
         found: dict[tuple[str, int], dict[str, int]] = {}
         async with reading(self._engine) as connection:
             for row in await connection.execute(query):
-                found.setdefault((row.server, row.period), {})[row.network] = row.taken
+                found.setdefault((row.server, row.period), {})[row.bucket] = row.taken
         return found

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, func, insert, select
+from sqlalchemy import Connection, Row, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kms.database.schema import entries, ledger_checkpoints, operator_actions
@@ -16,7 +16,7 @@ from kms.errors import LedgerUnavailable
 from kms.ledger.actions import ACTION, OperatorAction
 from kms.ledger.entries import DECISION, SALT_LENGTH, DecisionEntry, timestamp
 from kms.ledger.sealed_entry import EntrySeal, SealedEntry
-from kms.ledger_ports import ROLLED_BACK
+from kms.ledger_ports import MAX_PLACE, ROLLED_BACK, UNTRUSTED
 from kms.ports import Randomness
 
 
@@ -66,23 +66,22 @@ class Recorder:
             )
         )
 
-    async def insert(
-        self, connection: AsyncConnection, sealed: Sequence[SealedEntry], *, last: int | None = None
-    ) -> int:
+    async def insert(self, connection: AsyncConnection, sealed: Sequence[SealedEntry]) -> int:
         """Insert entries in a `writing` transaction, and give the place of the last one.
-
-        `last` is what `last_place` said in the same transaction, if the caller has asked already.
 
         Raises:
             LedgerUnavailable: reason ``ledger-rolled-back``: there is less in the record than there was.
 
         """
-        if last is None:
-            last = last_place((await connection.execute(select(*LAST_PLACES))).one())
+        last = last_place((await connection.execute(select(*LAST_PLACES))).one())
+        return await connection.run_sync(self.insert_after, last, sealed)
+
+    def insert_after(self, connection: Connection, last: int, sealed: Sequence[SealedEntry]) -> int:
+        """Insert as `insert` does, after the place that `last_place` gave in the same transaction."""
         self.require(last)
         if sealed:
             rows = [_row(last + number, each) for number, each in enumerate(sealed, 1)]
-            await connection.execute(insert(entries), rows)
+            connection.execute(insert(entries), rows)
         return last + len(sealed)
 
     def require(self, last: int) -> None:
@@ -124,8 +123,20 @@ LAST_PLACES: Final = (
 
 
 def last_place(row: Row[*tuple[Any, ...]]) -> int:
-    """Give the highest place that was ever given, by a row with `LAST_PLACES`; 0 for none."""
-    return max(row.last_entry or 0, row.last_looked_at or 0)
+    """Give the highest place that was ever given, by a row with `LAST_PLACES`; 0 for none.
+
+    Raises:
+        LedgerUnavailable: reason ``ledger-untrusted``: somebody wrote there what is no place, and it must go
+            before anything is recorded after it.
+
+    """
+    places = [0 if place is None else place for place in (row.last_entry, row.last_looked_at)]
+    if not all(type(place) is int and place <= MAX_PLACE for place in places):
+        raise LedgerUnavailable(
+            "the record ends at what is no place: `kms ledger verify` names the entry to remove",
+            reason=UNTRUSTED,
+        )
+    return max(places)
 
 
 def sealed_entry(row: Row[*tuple[Any, ...]]) -> SealedEntry | None:

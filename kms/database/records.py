@@ -35,7 +35,7 @@ class DecisionRecords:
         found = await self._rows(_entries().where(_columns.id == release_id))
         if not found:
             return None
-        entry = _object(found[0])
+        entry = self._object(found[0])
         if entry is None:
             raise RecordDamaged(f"the recorded decision {release_id} is not the JSON object of that decision")
         return entry
@@ -50,7 +50,7 @@ class DecisionRecords:
                     "there is no recorded decision of the id to go on from", reason="cursor-unknown"
                 )
             query = query.where(_older_than(cursor[0]))
-        return tuple(_object(row) or _unreadable(row) for row in await self._rows(query))
+        return tuple(self._object(row) or _unreadable(row) for row in await self._rows(query))
 
     async def scan(self, since: datetime, *, until: datetime | None = None) -> AsyncIterator[JsonValue]:
         """Give every entry of a time, newest first; see `Records.scan`."""
@@ -59,7 +59,7 @@ class DecisionRecords:
         rows = await self._rows(query)
         while rows:
             for row in rows:
-                yield _json(row)
+                yield self._json(row)
             rows = await self._rows(query.where(_older_than(rows[-1]))) if len(rows) == _PAGE else []
 
     async def end(self) -> int:
@@ -77,6 +77,19 @@ class DecisionRecords:
             if found.last == place:
                 return
             place = found.last
+
+    def _json(self, row: Row[Any]) -> JsonValue:
+        """Give a decision that a server of this KMS recorded just so; else None."""
+        sealed = self._recorder.verified(row)
+        return _json(row) if sealed is not None and sealed.kind == DECISION else None
+
+    def _object(self, row: Row[Any]) -> dict[str, JsonValue] | None:
+        """Give the decision that the row was made of; None where somebody put something else there."""
+        entry = self._json(row)
+        if not isinstance(entry, dict):
+            return None
+        own = (entry.get("release_id"), entry.get("decided_at")) == (row.id, row.decided_at)
+        return entry if own else None
 
     async def _rows(self, query: Select[Any]) -> list[Row[Any]]:
         async with reading(self._engine) as connection:
@@ -112,7 +125,8 @@ async def decisions_after(
 
 
 def _entries() -> Select[tuple[object, ...]]:
-    query = select(_columns.id, _columns.decided_at, recorded.c.entry)
+    of_entry = (column for column in recorded.c if column.name != "id")
+    query = select(_columns.id, _columns.decided_at, *of_entry)
     query = query.outerjoin_from(decisions, recorded, recorded.c.id == _columns.id)
     return query.order_by(_columns.decided_at.desc(), _columns.id.desc())
 
@@ -143,15 +157,6 @@ def _json(row: Row[Any]) -> JsonValue:
     except (ValueError, TypeError, RecursionError):  # somebody wrote it by hand; SQLite keeps any type
         return None
     return entry
-
-
-def _object(row: Row[tuple[object, ...]]) -> dict[str, JsonValue] | None:
-    """Give the decision that the row was made of; None where somebody put something else there."""
-    entry = _json(row)
-    if not isinstance(entry, dict):
-        return None
-    own = (entry.get("release_id"), entry.get("decided_at")) == (row.id, row.decided_at)
-    return entry if own else None
 
 
 def _unreadable(row: Row[tuple[object, ...]]) -> dict[str, JsonValue]:

@@ -225,7 +225,7 @@ rate_takings: Final = Table(
     "rate_takings",
     metadata,
     Column("server", String(64), primary_key=True),
-    Column("network", String(64), primary_key=True),
+    Column("bucket", String(64), primary_key=True),
     Column("period", BigInteger, primary_key=True, autoincrement=False),
     Column("taken", BigInteger, nullable=False),
     Index("rate_takings_by_period", "period"),

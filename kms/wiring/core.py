@@ -2,8 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -15,6 +15,7 @@ from kms.administration.folder import FolderPolicies
 from kms.administration.permission import Journal
 from kms.anchor import Anchor
 from kms.authenticity import Authenticator
+from kms.clock_watch import ClockWatch
 from kms.database.actions import ActionStore
 from kms.database.decisions import DecisionStore
 from kms.database.kept_epochs import KeptEpochs
@@ -32,7 +33,7 @@ from kms.policy.trust import PolicyTrust
 from kms.policy_authority import PolicyAuthority
 from kms.policy_following import FollowedPolicies
 from kms.ports import Clock
-from kms.preflight import Checked
+from kms.preflight import Checked, check_settings
 from kms.rootkey import CheckedRoot, open_checked_root
 from kms.settings import Settings
 from kms.snp.revocation import Revocation, RevocationMode
@@ -161,7 +162,13 @@ async def build_core(
         new_id=new_id,
     )
     epochs = KeptEpochs(keys.register)
-    decisions = DecisionStore(stores.engine, utc_now, keys.recorder, epochs, observe=observe_commits(metrics))
+    decisions = DecisionStore(
+        stores.engine,
+        utc_now,
+        keys.recorder,
+        observe=observe_commits(metrics),
+        clock_leapt=ClockWatch(utc_now).leapt,
+    )
     collateral = collateral_service(
         settings, stores, checked.roots, observe_requests=observe_services(metrics)
     )
@@ -194,6 +201,20 @@ async def build_core(
         collateral=collateral,
         desk=desk,
     )
+
+
+@asynccontextmanager
+async def opened_core(settings: Settings) -> AsyncIterator[tuple[Core, Checked]]:
+    """Build it for a command: a server may be running beside.
+
+    Raises:
+        ConfigurationError: the operator must change something; it says what.
+        RootKeyUnavailable, LedgerUnavailable: as `build_core`.
+
+    """
+    async with AsyncExitStack() as stack:
+        checked = check_settings(settings, serving=False)
+        yield await build_core(settings, checked, stack), checked
 
 
 async def _is_new(stores: Stores, anchor: Anchor, settings: Settings) -> bool:

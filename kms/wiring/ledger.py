@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -17,10 +17,9 @@ from kms.ledger.sealed_entry import EntrySeal
 from kms.ledger_following import FollowedLedger
 from kms.ledger_ports import LedgerReader
 from kms.operators import Actor, Proof, Role
-from kms.preflight import check_settings
 from kms.sequencing import Sequencer
 from kms.settings import Settings
-from kms.wiring.core import Core, build_core
+from kms.wiring.core import Core, opened_core
 from kms.wiring.stores import utc_now
 
 # The server itself, before it serves anybody.
@@ -43,8 +42,8 @@ async def follow_ledger(core: Core, anchor: Anchor) -> FollowedLedger:
     def founded(count: int) -> OperatorAction:
         return core.parts.journal.entry(_FOUNDER, FOUNDED, details={"entries": count})
 
-    seen = await anchor.read_ledger()
-    if (seen is None or seen.size == 0) and await store.head() is None:
+    # Never where the anchor has seen a ledger, be it of no entry: what has no MAC then, somebody wrote.
+    if await anchor.read_ledger() is None and await store.head() is None:
         await found_ledger(core.stores.engine, keys.entry_seal, keys.recorder, founded)
     pause = partial(asyncio.sleep, 0)
     sequencer = Sequencer(store, keys.entry_seal, keys.checkpoint_key, anchor, utc_now, pause=pause)
@@ -73,9 +72,7 @@ async def open_ledger(settings: Settings) -> AsyncIterator[LocalLedger]:
         RootKeyUnavailable: the root cannot be used now.
 
     """
-    async with AsyncExitStack() as stack:
-        checked = check_settings(settings, serving=False)
-        core = await build_core(settings, checked, stack)
+    async with opened_core(settings) as (core, checked):
         keys, store = core.keys, LedgerStore(core.stores.engine)
         yield LocalLedger(
             reader=store,

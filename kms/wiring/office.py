@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,10 +26,9 @@ from kms.ledger.ledger_key import LedgerKey
 from kms.ledger_publishing import PublicLedger
 from kms.policy_following import FollowedPolicies, LoadedPolicy
 from kms.ports import Policies
-from kms.preflight import check_settings
 from kms.rootkey import CheckedRoot
 from kms.settings import Settings
-from kms.wiring.core import OneAtATime, PolicyParts, build_core
+from kms.wiring.core import OneAtATime, PolicyParts, opened_core
 from kms.wiring.keys import KeyParts
 
 
@@ -41,8 +40,7 @@ async def open_office(settings: Settings) -> AsyncIterator[Office]:
         ConfigurationError: the operator must change something; it says what.
 
     """
-    async with AsyncExitStack() as stack:
-        core = await build_core(settings, check_settings(settings, serving=False), stack)
+    async with opened_core(settings) as (core, _):
         yield build_office(
             core.stores.engine, core.parts, core.desk, core.keys, OnDemand(core.parts.followed)
         )
@@ -67,9 +65,7 @@ async def open_key_stores(settings: Settings) -> AsyncIterator[LocalKeys]:
         RootKeyUnavailable: the root cannot be used now.
 
     """
-    async with AsyncExitStack() as stack:
-        checked = check_settings(settings, serving=False)
-        core = await build_core(settings, checked, stack)
+    async with opened_core(settings) as (core, checked):
         foreign, journal = core.keys.foreign, core.parts.journal
         yield LocalKeys(
             root=core.root,

@@ -4,10 +4,10 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from starlette.types import ASGIApp
@@ -41,6 +41,8 @@ from kms.wiring.stores import new_id, utc_now
 from kms.wiring.telemetry import open_releases
 
 _log = structlog.get_logger("kms.start")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,15 +88,14 @@ async def _build(
 ) -> Kms:
     checked = check_settings(settings, serving=True)
     releases = open_releases(settings, metrics, stack)
-    core = await _when_the_root_answers(settings, checked, told, stack, metrics)
-    ledger = await _ledger(core, checked)
+    core, ledger = await _when_answered(told, lambda: _core_and_ledger(settings, checked, stack, metrics))
     limits = build_limits(settings, core.stores.engine)
     parts, desk = core.parts, replace(core.desk, limits=limits.guests, follow=releases.follow)
     async with alone_in(settings.data_dir):
         # Guests pin one CA for all servers: only the first of several may make it.
         made_here = core.founding or not is_shared(checked.database_url)
         local_tls = None if checked.tls is not None else _local_tls(settings, may_make_ca=made_here)
-    watcher = await _policy_in_force(settings, checked, parts)
+    watcher = await _when_answered(told, lambda: _policy_in_force(settings, checked, parts))
     if first:
         await import_folder(settings.certificate_folder, core.stores.collateral, checked.roots, utc_now())
     not_ready = NotReady(
@@ -169,41 +170,45 @@ async def _build(
     return Kms(app=observed, desk=desk, tls=tls, figures=figures)
 
 
-async def _ledger(core: Core, checked: Checked) -> FollowedLedger:
-    """Look at the ledger before anything is recorded in it.
+async def _core_and_ledger(
+    settings: Settings, checked: Checked, stack: AsyncExitStack, metrics: Metrics
+) -> tuple[Core, FollowedLedger]:
+    """Build the core, and look at the ledger before anything is recorded in it.
 
     Raises:
-        ConfigurationError: the database is older than it was, was changed, or does not answer.
+        ConfigurationError: a part cannot be opened; or the ledger is older than it was, or was changed.
+        RootKeyUnavailable: the root does not answer now.
+        LedgerUnavailable: nor does the database, or the anchor.
 
     """
-    try:
-        return await follow_ledger(core, checked.anchor)
-    except LedgerUnavailable as error:
-        raise ConfigurationError(error.detail, remedy="is the database there, and whole?") from error
+    async with AsyncExitStack() as attempt:
+        core = await build_core(settings, checked, attempt, metrics)
+        ledger = await follow_ledger(core, checked.anchor)
+        await stack.enter_async_context(attempt.pop_all())
+    return core, ledger
 
 
-async def _when_the_root_answers(
-    settings: Settings, checked: Checked, told: asyncio.Event, stack: AsyncExitStack, metrics: Metrics
-) -> Core:
-    """Build the core as soon as the root key answers, and the database may be believed of its keys.
+async def _when_answered(told: asyncio.Event, attempt: Callable[[], Awaitable[T]]) -> T:
+    """Repeat it until the root key and the anchor answer, and the database may be believed of its keys.
 
     A server that starts before Vault is unsealed waits for it.
+
+    Raises:
+        ConfigurationError: something else is wrong; or the database does not answer.
+        ToldToStop: `told` was set meanwhile.
+
     """
     while True:
-        async with AsyncExitStack() as attempt:
-            try:
-                core = await build_core(settings, checked, attempt, metrics)
-            except RootKeyUnavailable as error:
-                _log.warning("root-key-awaited", reason=error.reason, cause=error.detail)
-                wait = error.retry_after
-            except LedgerUnavailable as error:
-                if error.reason not in _MENDED_OUTSIDE:
-                    raise
-                _log.error("keys-awaited", reason=error.reason, cause=error.detail)
-                wait = error.retry_after
-            else:
-                await stack.enter_async_context(attempt.pop_all())
-                return core
+        try:
+            return await attempt()
+        except RootKeyUnavailable as error:
+            _log.warning("root-key-awaited", reason=error.reason, cause=error.detail)
+            wait = error.retry_after
+        except LedgerUnavailable as error:
+            if error.reason not in _MENDED_OUTSIDE:
+                raise ConfigurationError(error.detail, remedy="is the database there, and whole?") from error
+            _log.error("keys-awaited", reason=error.reason, cause=error.detail)
+            wait = error.retry_after
         with suppress(TimeoutError):
             await asyncio.wait_for(told.wait(), wait)
             raise ToldToStop
@@ -226,8 +231,6 @@ async def _policy_in_force(settings: Settings, checked: Checked, parts: PolicyPa
         # The server starts, releases nothing and says why: operators mend it from where they are. (An anchor
         # that is damaged is met before this: without it nobody can tell which identity to sign with.)
         _log.error("policy-not-followed", cause=error.detail, reason=error.reason)
-    except LedgerUnavailable as error:
-        raise ConfigurationError(error.detail, remedy="is the database there, and whole?") from error
     return watcher
 
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from kms.errors import ConfigurationError
 from kms.settings import Settings
 from kms.telemetry.metrics import Metrics
-from kms.telemetry.reasons import ROOT_REASONS, known
+from kms.telemetry.reasons import OTHER, ROOT_REASONS, known
 from kms.telemetry.releases import Releases, Spans
 
 
@@ -39,11 +39,13 @@ def observe_root(metrics: Metrics, uri: str) -> Callable[[float, str | None], No
     """Give who is told of calls of the root key's provider; the URI's scheme names it."""
     provider = uri.partition(":")[0]
     seconds = metrics.root.seconds.labels(provider)
+    # Counted from the first scrape on, as 0: a rate needs a value before the first one.
+    failures = {each: metrics.root.failures.labels(provider, each) for each in (*ROOT_REASONS, OTHER)}
 
     def observe(took: float, reason: str | None) -> None:
         seconds.observe(took)
         if reason is not None:
-            metrics.root.failures.labels(provider, known(reason, ROOT_REASONS)).inc()
+            failures[known(reason, ROOT_REASONS)].inc()
 
     return observe
 

@@ -62,7 +62,7 @@ def upgrade() -> None:
     op.create_table(
         "rate_takings",
         sa.Column("server", sa.String(64), primary_key=True),
-        sa.Column("network", sa.String(64), primary_key=True),
+        sa.Column("bucket", sa.String(64), primary_key=True),
         sa.Column("period", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("taken", sa.BigInteger, nullable=False),
         sa.Index("rate_takings_by_period", "period"),

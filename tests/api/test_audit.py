@@ -23,6 +23,7 @@ from kms.database import decisions as decisions_module
 from kms.desk import ReleaseDesk
 from kms.encoding import b64url, from_base64
 from kms.identifiers import AppId
+from kms.keys.epochs import EpochTable
 from kms.keys.root_messages import FOUNDING_EPOCH, app_message, challenge_message
 from kms.keys.signed import Signed
 from kms.labels import RECEIPT
@@ -88,10 +89,15 @@ class TestRecordBeforeKey:
                 async def is_spent(self, challenge: bytes) -> bool:
                     return await desk.decisions.is_spent(challenge)
 
-                async def record(self, entry: DecisionEntry, expires_at: datetime | None) -> None:
+                async def record(
+                    self,
+                    entry: DecisionEntry,
+                    expires_at: datetime | None,
+                    judged_by: EpochTable | None = None,
+                ) -> None:
                     waiting.set()
                     await release.wait()
-                    await desk.decisions.record(entry, expires_at)
+                    await desk.decisions.record(entry, expires_at, judged_by)
 
             return replace(desk, decisions=Slow())
 

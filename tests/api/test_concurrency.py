@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from kms.desk import ReleaseDesk
+from kms.keys.epochs import EpochTable
 from kms.ledger.entries import DecisionEntry
 from kms.policy.revision import Revision
 from kms.ports import Decisions
@@ -121,11 +122,16 @@ class Interrupted:
     async def is_spent(self, challenge: bytes) -> bool:
         return await self._inner.is_spent(challenge)
 
-    async def record(self, entry: DecisionEntry, challenge_expires_at: datetime | None) -> None:
+    async def record(
+        self,
+        entry: DecisionEntry,
+        challenge_expires_at: datetime | None,
+        judged_by: EpochTable | None = None,
+    ) -> None:
         self.judged.append((entry.outcome, entry.policy_revision))
         if self.before_record is not None:
             await self.before_record()
-        await self._inner.record(entry, challenge_expires_at)
+        await self._inner.record(entry, challenge_expires_at, judged_by)
 
 
 class TestAPolicyThatMovesBetweenJudgementAndRecord:

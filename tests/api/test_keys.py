@@ -10,10 +10,12 @@ import pytest
 
 from kms.database.decisions import DecisionStore
 from kms.desk import ReleaseDesk
+from kms.keys.epochs import EpochTable
 from kms.keys.released import ReleasedKey
 from kms.keys.root_messages import FOUNDING_EPOCH
 from kms.ledger.entries import DecisionEntry
 from kms.operators import Actor, Proof, Role
+from kms.ports import Decisions
 from kms.simulator.chip import SimulatedChip, simulated_chip_id
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product
@@ -45,10 +47,26 @@ async def fetch_one(world: World, key: dict[str, object]) -> ReleasedKey:
     return released
 
 
+class OfOtherEpochs:
+    """Records what was judged by epochs that the database has no rows of."""
+
+    def __init__(self, decisions: Decisions) -> None:
+        self._decisions = decisions
+        self.is_spent = decisions.is_spent
+
+    async def record(
+        self, entry: DecisionEntry, expires_at: datetime | None, judged_by: EpochTable | None = None
+    ) -> None:
+        await self._decisions.record(entry, expires_at)
+
+
 def two_epochs(desk: ReleaseDesk) -> ReleaseDesk:
     """A root that was rotated once; its first epoch is the one that every other test has."""
     return replace(
-        desk, root_key=MemoryRoot({FOUNDING_EPOCH: ROOT_SECRET, 2: b"s" * 32}), epochs=FixedEpochs(2)
+        desk,
+        root_key=MemoryRoot({FOUNDING_EPOCH: ROOT_SECRET, 2: b"s" * 32}),
+        epochs=FixedEpochs(2),
+        decisions=OfOtherEpochs(desk.decisions),
     )
 
 
@@ -184,11 +202,16 @@ class TestEpochs:
         sealed, ended = asyncio.Barrier(2), asyncio.Barrier(2)
         record = DecisionStore.record
 
-        async def late(store: DecisionStore, entry: DecisionEntry, expires_at: datetime | None) -> None:
+        async def late(
+            store: DecisionStore,
+            entry: DecisionEntry,
+            expires_at: datetime | None,
+            judged_by: EpochTable | None = None,
+        ) -> None:
             if entry.epochs == (1,):
                 await sealed.wait()
                 await ended.wait()
-            await record(store, entry, expires_at)
+            await record(store, entry, expires_at, judged_by)
 
         monkeypatch.setattr(DecisionStore, "record", late)
         asking = asyncio.create_task(world.ask(keys=[disk(epoch=1) if chosen == "asked for" else disk()]))

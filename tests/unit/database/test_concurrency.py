@@ -22,7 +22,7 @@ from kms.policy.decision import Ask
 from kms.policy.revision import Revision
 from kms.ports import EpochsMoved
 from tests.changer import open_changer, put
-from tests.recording import EPOCHS, recorder
+from tests.recording import recorder
 from tests.unit.database.conftest import OpenAnother
 from tests.unit.database.dialects import ON_POSTGRESQL
 from tests.world import NOW
@@ -53,7 +53,7 @@ def entry(name: str, challenge: bytes, epochs: tuple[int, ...] = ()) -> Decision
 @pytest.fixture
 def stores(open_another: OpenAnother) -> list[DecisionStore]:
     """Three servers."""
-    return [DecisionStore(open_another(), lambda: NOW, recorder(), EPOCHS) for _ in range(3)]
+    return [DecisionStore(open_another(), lambda: NOW, recorder()) for _ in range(3)]
 
 
 async def count(engine: AsyncEngine, table: Table) -> int:

@@ -5,23 +5,24 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.database.decisions import DecisionStore
 from kms.database.engine import reading
-from kms.database.schema import decisions, key_epochs, spent_challenges
+from kms.database.schema import decisions, entries, key_epochs, spent_challenges
 from kms.errors import ChallengeUsed, LedgerUnavailable
-from kms.ledger.entries import REFUSED, DecisionEntry
+from kms.keys.epochs import Epoch, EpochTable
+from kms.ledger.entries import REFUSED, DecisionEntry, timestamp
 from kms.policy.decision import Ask
 from kms.ports import EpochsMoved
-from tests.recording import EPOCHS, recorder
+from tests.recording import recorder
 from tests.world import NOW
 
 
 @pytest.fixture
 def store(engine: AsyncEngine) -> DecisionStore:
-    return DecisionStore(engine, lambda: NOW, recorder(), EPOCHS)
+    return DecisionStore(engine, lambda: NOW, recorder())
 
 
 def entry(name: str, **changes: object) -> DecisionEntry:
@@ -82,7 +83,7 @@ async def test_keys_of_a_retired_epoch_are_not_recorded_and_spend_nothing(
 
 async def test_a_full_queue_says_busy(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kms.database.decisions.MOST_WAITING", 3)
-    store = DecisionStore(engine, lambda: NOW, recorder(), EPOCHS)
+    store = DecisionStore(engine, lambda: NOW, recorder())
     store.start()
     waiting = [asyncio.create_task(store.record(entry(str(number)), NOW)) for number in range(4)]
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
@@ -155,7 +156,7 @@ async def test_a_database_that_fails_fails_them_all(engine: AsyncEngine, store: 
 async def test_a_clock_that_leaps_makes_no_spent_challenge_good_again(engine: AsyncEngine) -> None:
     """Field lesson 12: what is spent stays spent, whatever the clock does meanwhile."""
     now, elapsed = [NOW], [0.0]
-    store = DecisionStore(engine, lambda: now[0], recorder(), EPOCHS, elapsed=lambda: elapsed[0])
+    store = DecisionStore(engine, lambda: now[0], recorder(), elapsed=lambda: elapsed[0])
 
     async def record(name: str, *, challenge: bytes) -> None:
         made = entry(name, challenge=challenge, decided_at=now[0])
@@ -181,7 +182,7 @@ async def test_a_record_that_cannot_be_written_is_told_until_it_can(
     engine: AsyncEngine,
 ) -> None:
     elapsed = [0.0]
-    store = DecisionStore(engine, lambda: NOW, recorder(), EPOCHS, elapsed=lambda: elapsed[0])
+    store = DecisionStore(engine, lambda: NOW, recorder(), elapsed=lambda: elapsed[0])
     store.start()
     assert await store.failure() is None
     async with engine.begin() as connection:
@@ -199,4 +200,75 @@ async def test_a_record_that_cannot_be_written_is_told_until_it_can(
     elapsed[0] += 10
     assert await store.failure() is None
     await store.record(entry("a"), NOW)
+    await store.stop()
+
+
+async def test_what_was_judged_by_epochs_of_before_is_judged_again_all_of_it(
+    engine: AsyncEngine, store: DecisionStore
+) -> None:
+    """A rotation between the look and the record: nobody gets a key of the epoch that was current."""
+    before = EpochTable((epoch(1),))
+    async with engine.begin() as connection:
+        for number in (1, 2):
+            row = {"epoch": number, "made_at": "", "made_by": "", "mac": b""}
+            row["active_from"] = timestamp(epoch(number).active_from)
+            await connection.execute(insert(key_epochs).values(row))
+    store.start()
+    late = [store.record(entry(name, epochs=(1,)), NOW, before) for name in "abc"]
+    outcomes = await asyncio.gather(*late, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [EpochsMoved] * 3
+    await store.record(entry("a", epochs=(1,)), NOW, EpochTable((epoch(1), epoch(2))))
+    assert await ids(engine) == ["a"]
+    await store.stop()
+
+
+def epoch(number: int) -> Epoch:
+    return Epoch(number=number, made_at=NOW, made_by="ada", active_from=NOW + timedelta(days=number))
+
+
+async def test_a_clock_that_leapt_stops_the_record_where_nobody_else_has_one(engine: AsyncEngine) -> None:
+    leapt = [True]
+    store = DecisionStore(engine, lambda: NOW, recorder(), clock_leapt=lambda: leapt[0])
+    if engine.dialect.name == "postgresql":
+        return  # there the database's clock is asked: test_clocks.py
+    store.start()
+    with pytest.raises(LedgerUnavailable) as refused:
+        await store.record(entry("a"), NOW)
+    assert refused.value.reason == await store.failure() == "clock-differs"
+    leapt[0] = False
+    await store.record(entry("a"), NOW)
+    assert await store.failure() is None
+    await store.stop()
+
+
+@pytest.mark.parametrize("place", [2**53, 2**63 - 1])
+async def test_what_is_no_place_stops_the_record_until_it_is_gone(
+    engine: AsyncEngine, store: DecisionStore, place: int
+) -> None:
+    store.start()
+    await store.record(entry("a"), NOW)
+    async with engine.begin() as connection:
+        await connection.execute(update(entries).values(place=place))
+    with pytest.raises(LedgerUnavailable) as refused:
+        await store.record(entry("b"), NOW)
+    assert refused.value.reason == await store.failure() == "ledger-untrusted"
+    async with engine.begin() as connection:
+        await connection.execute(update(entries).values(place=1))
+    await store.record(entry("b"), NOW)
+    await store.stop()
+
+
+async def test_what_is_long_past_is_forgotten_some_at_a_time(
+    engine: AsyncEngine, store: DecisionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kms.database.decisions._PURGED_AT_ONCE", 2)
+    async with engine.begin() as connection:
+        old = [{"challenge": b"%d" % number, "expires_at": number} for number in range(5)]
+        await connection.execute(insert(spent_challenges), old)
+    store.start()
+    for name, left in zip("abc", (3, 1, 0), strict=True):
+        await store.record(entry(name), NOW)
+        async with reading(engine) as connection:
+            kept = (await connection.execute(select(spent_challenges.c.challenge))).scalars().all()
+        assert sum(each.isdigit() for each in kept) == left
     await store.stop()

@@ -17,7 +17,8 @@ from kms.errors import ConfigurationError, Forbidden, LedgerUnavailable
 from kms.ledger_following import FollowedLedger
 from kms.ledger_ports import ROLLED_BACK, UNTRUSTED
 from kms.operators import Actor, Proof, Role
-from tests.unit.database.dialects import ON_SQLITE
+from tests.unit.database.conftest import OpenAnother
+from tests.unit.database.dialects import ON_POSTGRESQL, ON_SQLITE
 from tests.unit.database.ledger_room import ACTOR, KEY, LedgerRoom
 from tests.world import NOW
 
@@ -64,6 +65,23 @@ async def test_what_was_recorded_last_has_its_checkpoint_when_it_stops(
     assert followed.figures.size == 3
 
 
+@ON_POSTGRESQL
+async def test_even_while_another_has_the_turn(
+    room: LedgerRoom, open_another: OpenAnother, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one began its last look before our last entries, and ends with it."""
+    monkeypatch.setattr("kms.ledger_following._ROUND_EVERY", 60)
+    followed, another = followed_by(room), LedgerRoom(open_another(), tmp_path)
+    followed.start()
+    async with another.store.turn() as theirs:
+        assert theirs
+        await room.record(0, 3)
+        stopping = asyncio.create_task(followed.stop())
+        await asyncio.sleep(0.3)
+    await stopping
+    assert followed.figures.size == 3
+
+
 async def test_figures(room: LedgerRoom) -> None:
     followed = followed_by(room)
     figures = followed.figures
@@ -73,7 +91,7 @@ async def test_figures(room: LedgerRoom) -> None:
     await followed.refresh()
     figures = followed.figures
     assert (figures.size, figures.waiting, figures.checkpoint_made_at) == (4, 0, NOW)
-    assert (figures.not_authentic, figures.rolled_back) == (1, False)
+    assert (figures.not_authentic, figures.refused) == (1, False)
     assert isinstance(figures.checkpoint_made_at, datetime)
 
 
@@ -120,7 +138,7 @@ async def test_a_ledger_that_is_not_to_be_trusted_stops_recording_until_it_is_me
         await followed.refresh()
     assert followed.refused is not None
     assert followed.refused.reason == reason
-    assert followed.figures.rolled_back
+    assert followed.figures.refused
     with pytest.raises(LedgerUnavailable) as refused:
         await room.record(4)
     assert refused.value.reason == reason

@@ -11,7 +11,6 @@ from kms.ledger.entries import REFUSED, DecisionEntry
 from kms.ledger.merkle import leaf_hash
 from kms.ledger_ports import UNTRUSTED
 from kms.policy.decision import Ask
-from tests.recording import EPOCHS
 from tests.unit.database.dialects import ON_SQLITE
 from tests.unit.database.ledger_room import LedgerRoom, action
 from tests.world import NOW
@@ -23,7 +22,7 @@ def room(engine: AsyncEngine, tmp_path: Path) -> LedgerRoom:
 
 
 async def record_decision(room: LedgerRoom, release_id: str) -> None:
-    decisions = DecisionStore(room.engine, lambda: NOW, room.recorder, EPOCHS)
+    decisions = DecisionStore(room.engine, lambda: NOW, room.recorder)
     decisions.start()
     entry = DecisionEntry(
         release_id=release_id,
@@ -83,7 +82,7 @@ async def test_checkpoints_are_kept_largest_first(room: LedgerRoom) -> None:
 
 
 async def test_what_waits_and_what_was_never_taken(room: LedgerRoom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kms.database.ledger._PLACES_AT_ONCE", 3)
+    monkeypatch.setattr("kms.database.ledger._ROWS_AT_ONCE", 3)
     await room.record(0, 4)
     await room.by_hand("UPDATE entries SET mac = NULL WHERE place = 2")
     await room.sequence()

@@ -19,7 +19,7 @@ from kms.ledger.entries import REFUSED, RELEASED, DecisionEntry, timestamp
 from kms.ledger.recorded import RecordDamaged, RecordedDecision
 from kms.operator_ports import RecordFilter
 from kms.policy.decision import Ask
-from tests.recording import EPOCHS, recorder
+from tests.recording import recorder
 from tests.unit.database.dialects import ON_SQLITE, values
 from tests.unit.policy.samples import APP_ID, BOOT_INFO, CHIP, NOW, key
 
@@ -56,7 +56,7 @@ def entry(name: str, at: datetime = NOW, *, proven: bool = True, **changes: Any)
 
 
 async def record(engine: AsyncEngine, *entries: DecisionEntry) -> None:
-    store = DecisionStore(engine, lambda: NOW, recorder(), EPOCHS)
+    store = DecisionStore(engine, lambda: NOW, recorder())
     store.start()
     for each in entries:
         await store.record(each, None)

@@ -1,12 +1,15 @@
 """What was recorded becomes the ledger, whichever server sequences it, and whatever happens to that one."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import override
 
@@ -14,7 +17,7 @@ from kms.database.ledger import LedgerStore
 from kms.errors import LedgerUnavailable
 from kms.ledger.findings import FindingKind
 from kms.ledger_memory import open_head
-from kms.ledger_ports import ROLLED_BACK, UNTRUSTED, Growth, SeenLedger
+from kms.ledger_ports import ROLLED_BACK, UNTRUSTED, AnchoredLedger, Growth, SeenLedger
 from kms.sequencing import PAGE
 from tests.unit.database.conftest import OpenAnother
 from tests.unit.database.dialects import ON_POSTGRESQL
@@ -147,11 +150,10 @@ async def test_a_sequencer_that_stood_still_and_wakes_up_loses(
     sleeping = asyncio.create_task(room.new_sequencer(paused).round())
     await paused.reached.wait()
     await room.record(3, 2)
-    # PostgreSQL ends the transaction that has the turn after a second and a half.
-    for _ in range(30):
-        if (await another_room.round()).taken:
-            break
-        await asyncio.sleep(0.1)
+    # PostgreSQL ends the transaction that has the turn after a second and a half; rounds come every half.
+    async with asyncio.timeout(2.5):
+        while not (await another_room.round()).taken:  # noqa: ASYNC110 -- as a server's rounds
+            await asyncio.sleep(0.5)
     paused.go_on.set()
     woken = await sleeping
     assert (woken.taken, woken.more) == (0, True)
@@ -165,6 +167,35 @@ async def test_one_at_a_time_has_the_turn(room: LedgerRoom, another_room: Ledger
         assert (first, second) == (True, False)
     async with another_room.store.turn() as then:
         assert then
+
+
+@ON_POSTGRESQL
+async def test_a_database_that_does_not_answer_gives_no_turn_after_a_while(
+    room: LedgerRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kms.database.ledger.ANSWER_WITHIN", 0.3)
+    monkeypatch.setattr("kms.database.ledger._TAKE_TURN", text("SELECT pg_sleep(8)"))
+    async with asyncio.timeout(6):
+        with pytest.raises(LedgerUnavailable):
+            async with room.store.turn():
+                pytest.fail("nobody gave it")
+
+
+@ON_POSTGRESQL
+async def test_a_database_that_stops_to_answer_does_not_hold_up_the_end_of_a_turn(
+    room: LedgerRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kms.database.ledger.ANSWER_WITHIN", 0.3)
+    async with AsyncExitStack() as stack:
+        async with asyncio.timeout(6):
+            async with room.store.turn():
+                [backend] = await room.rows(
+                    "SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database"
+                    " WHERE locktype = 'advisory' AND objid = 2 AND datname = current_database()"
+                )
+                pid = cast("int", backend["pid"])
+                stack.callback(os.kill, pid, signal.SIGCONT)
+                os.kill(pid, signal.SIGSTOP)
 
 
 class _Killed(Exception):
@@ -424,3 +455,45 @@ class TestRolledBack:
         await room.record(200)
         assert (await room.round()).taken == 1
         assert await room.require_sound() == 5
+
+    async def test_an_older_state_of_the_anchor_is_no_acceptance(
+        self, room: LedgerRoom, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a standby of Vault gives it, or an answer that another one overtook."""
+        await self.grown(room)
+        head = (await room.store.checkpoints(before=6, limit=1))[0]
+        older = AnchoredLedger(ledger=open_head(head, KEY.verifier_key), accepted=0)
+        await self.roll_back(room, 4)
+
+        async def stale(_: object) -> AnchoredLedger:
+            return older
+
+        with monkeypatch.context() as standby:
+            standby.setattr("kms.anchor.FileAnchor.anchored_ledger", stale)
+            for _ in range(2):
+                with pytest.raises(LedgerUnavailable) as refused:
+                    await room.round()
+                assert refused.value.reason == ROLLED_BACK
+
+    async def test_a_state_from_before_an_acceptance_takes_nothing_back(
+        self, room: LedgerRoom, another_room: LedgerRoom, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await self.grown(room)
+        before = await room.anchor.anchored_ledger()
+        head = (await room.store.checkpoints(before=6, limit=1))[0]
+        await self.roll_back(room, 4)
+        await room.anchor.accept_ledger(open_head(head, KEY.verifier_key))
+        assert (await room.round()).accepted
+        room.recorder.forget()
+
+        async def stale(_: object) -> AnchoredLedger:
+            return before
+
+        await another_room.record(200)
+        await another_room.sequence()
+        with monkeypatch.context() as standby:
+            standby.setattr("kms.anchor.FileAnchor.anchored_ledger", stale)
+            assert not (await room.round()).accepted
+        await another_room.record(201)
+        await another_room.sequence()
+        assert not (await room.round()).accepted
