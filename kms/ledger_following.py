@@ -20,6 +20,7 @@ _log = structlog.get_logger("kms.ledger")
 # A checkpoint comes at most this much after what it is of; another server takes over as soon.
 _ROUND_EVERY: Final = 0.5  # seconds
 _LAST_LOOK_WITHIN: Final = 2.0  # seconds
+_LAST_LOOK_EVERY: Final = 0.05  # seconds
 _SAY_AGAIN_AFTER: Final = 60.0  # seconds
 _STALE_AFTER: Final = 30.0  # seconds
 _MOST_SAID: Final = 20  # lines of one round: whoever wrote a million rows shall not fill the log
@@ -36,14 +37,14 @@ class LedgerFigures:
     """For metrics: leaves of the newest checkpoint, when it was made, entries that wait for the next one.
 
     `not_authentic` counts what this process did not sequence since it started: entries that no server of this
-    KMS made, and places at which something was removed. `rolled_back`: nothing may be recorded in it.
+    KMS made, and places at which something was removed. `refused`: nothing may be recorded in it.
     """
 
     size: int = 0
     waiting: int = 0
     checkpoint_made_at: datetime | None = None
     not_authentic: int = 0
-    rolled_back: bool = False
+    refused: bool = False
 
 
 class Gate(Protocol):
@@ -80,7 +81,7 @@ class FollowedLedger:
     @property
     def figures(self) -> LedgerFigures:
         """What the last look found."""
-        return replace(self._figures, rolled_back=self.refused is not None)
+        return replace(self._figures, refused=self.refused is not None)
 
     @property
     def refused(self) -> LedgerUnavailable | None:
@@ -138,6 +139,10 @@ class FollowedLedger:
         with suppress(LedgerUnavailable, TimeoutError):
             async with asyncio.timeout(_LAST_LOOK_WITHIN):
                 await self.refresh()
+                # Another one that stops may have the turn, with what it took before our last entries.
+                while self._figures.waiting:
+                    await asyncio.sleep(_LAST_LOOK_EVERY)
+                    await self.refresh()
 
     def _note(self, done: Round) -> None:
         head = done.state.head

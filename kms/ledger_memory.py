@@ -8,7 +8,15 @@ from kms.errors import LedgerUnavailable
 from kms.ledger.checkpoint import CheckpointInvalid, open_checkpoint
 from kms.ledger.merkle import HASH_LENGTH, verify_consistency
 from kms.ledger.tiles import Edge, TileInvalid, edge_names
-from kms.ledger_ports import ROLLED_BACK, UNTRUSTED, LedgerAnchor, LedgerHead, LedgerReader, SeenLedger
+from kms.ledger_ports import (
+    MAX_PLACE,
+    ROLLED_BACK,
+    UNTRUSTED,
+    LedgerAnchor,
+    LedgerHead,
+    LedgerReader,
+    SeenLedger,
+)
 from kms.ledger_proofs import consistency
 
 
@@ -24,22 +32,27 @@ class LedgerMemory:
         self._key = key
         self._anchor = anchor
         self._anchored: SeenLedger | None = None  # what the anchor said last
+        self._accepted: int | None = None  # the highest count of acceptances that it said
         self.seen = SeenLedger.nothing()
 
     async def look(self) -> bool:
-        """Take up what the anchor knows. Say whether it went back: an operator accepted that the ledger did.
+        """Take up what the anchor knows. Say whether an operator accepted that the ledger went back.
+
+        Only the anchor's count of acceptances says that: a smaller ledger alone may be an old state of the
+        anchor, from a standby or from an answer that was overtaken, and makes nothing forgotten.
 
         Raises:
             LedgerUnavailable: it cannot be read.
 
         """
-        kept = await self._anchor.read_ledger() or SeenLedger.nothing()
-        before, self._anchored = self._anchored, kept
-        accepted = before is not None and (
-            kept.size < before.size or (kept.size == before.size and kept != before)
-        )
-        if accepted or kept.size > self.seen.size:
-            self.seen = kept
+        kept = await self._anchor.anchored_ledger()
+        before = self._accepted
+        if before is not None and kept.accepted < before:
+            return False
+        self._anchored, self._accepted = kept.ledger, kept.accepted
+        accepted = before is not None and kept.accepted > before
+        if accepted or kept.ledger.size > self.seen.size:
+            self.seen = kept.ledger
         return accepted
 
     async def verify(self, head: LedgerHead | None) -> SeenLedger:
@@ -96,6 +109,11 @@ def open_head(head: LedgerHead, key: str) -> SeenLedger:
     if checkpoint.size != head.size:
         raise LedgerUnavailable(
             f"the checkpoint of {head.size} entries is one of {checkpoint.size}", reason=UNTRUSTED
+        )
+    if not checkpoint.size <= head.place <= MAX_PLACE:
+        raise LedgerUnavailable(
+            f"the checkpoint of {head.size} entries cannot have looked at place {head.place}",
+            reason=UNTRUSTED,
         )
     return SeenLedger(size=checkpoint.size, root=checkpoint.root, place=head.place)
 

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol, Self
 
+from kms.ledger.findings import Finding
 from kms.ledger.merkle import EMPTY_ROOT
 from kms.ledger.sealed_entry import SealedEntry
 
 # Reasons of `LedgerUnavailable`.
 ROLLED_BACK: Final = "ledger-rolled-back"  # there was more of it, or it was another one
 UNTRUSTED: Final = "ledger-untrusted"  # its checkpoint or its tiles are not what this KMS made
+# No record gets there; what JSON carries exactly (RFC 7493 section 2.2), and the anchor is JSON, ends above.
+MAX_PLACE: Final = 2**52
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +42,14 @@ class LedgerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """What stands in the record at a place. `sealed` is None where it is nothing that a KMS wrote."""
+    """What stands in the record at a place. `sealed` is None where it is nothing that a KMS wrote.
+
+    `lookup` is as a leaf's, where it was looked at.
+    """
 
     place: int
     sealed: SealedEntry | None
+    lookup: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +109,10 @@ class LedgerReader(Protocol):
         """Give everything in the record that is no leaf, by place: what waits, and what was never taken."""
         ...
 
+    def strays(self) -> AsyncIterator[Finding]:
+        """Name rows that belong to nothing: of the tables for looking up, and what calls itself a leaf."""
+        ...
+
 
 class LedgerWriter(LedgerReader, Protocol):
     """The ledger for the one who sequences it."""
@@ -137,11 +148,24 @@ class SeenLedger:
         return cls(size=0, root=EMPTY_ROOT, place=0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchoredLedger:
+    """What an anchor keeps of the ledger. `accepted`: how often an operator accepted that it went back."""
+
+    ledger: SeenLedger
+    accepted: int
+
+
 class LedgerAnchor(Protocol):
     """What this server has seen of the ledger, kept outside the database."""
 
-    async def read_ledger(self) -> SeenLedger | None:
-        """Give it; None if nothing was seen. Raises `LedgerUnavailable`: that cannot be told."""
+    async def anchored_ledger(self) -> AnchoredLedger:
+        """Give it, as of one moment; that of nothing where nothing was seen.
+
+        Raises:
+            LedgerUnavailable: it cannot be told.
+
+        """
         ...
 
     async def remember_ledger(self, seen: SeenLedger) -> None:
@@ -154,5 +178,5 @@ class LedgerAnchor(Protocol):
         ...
 
     async def accept_ledger(self, seen: SeenLedger) -> None:
-        """Keep it although it goes back: only for an operator who said so."""
+        """Keep it although it goes back, and count that: only for an operator who said so."""
         ...

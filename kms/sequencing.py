@@ -5,16 +5,21 @@ it was computed from. Nothing is computed while a lock of the database is held.
 
 Only what carries the MAC of a server of this KMS is ever taken. What does not, and places at which something
 was recorded and nothing stands, are passed over, and told once.
+
+Entries of before the ledger are sealed when it is founded, whatever stands there. They are the beginning of
+the tree, taken in its first round with nothing before them, or never: so a MAC that was made in another
+founding, which the database's owner staged, is worth nothing in a ledger that has begun.
 """
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Final
 
 from kms.errors import LedgerUnavailable
 from kms.ledger.checkpoint import Checkpoint, CheckpointKey
 from kms.ledger.findings import Finding, FindingKind
-from kms.ledger.sealed_entry import EntrySeal
+from kms.ledger.sealed_entry import NO_SERVER, EntrySeal
 from kms.ledger.tiles import Edge
 from kms.ledger_memory import LedgerMemory, load_edge
 from kms.ledger_ports import (
@@ -32,6 +37,9 @@ from kms.ports import Clock
 PAGE: Final = 256  # entries of up to ten kilobytes each
 MOST_AT_ONCE: Final = 2048  # in one round: some tenths of a second
 _PAUSE_AFTER: Final = 16  # entries: half a millisecond
+# Whoever has the turn so long and adds nothing may be no server at all: who may connect to the database can
+# take it.
+_TURN_AT_MOST: Final = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +59,11 @@ class Round:
 
 @dataclass(slots=True)
 class _Taking:
-    """A round in the making: from the tree as it is, on."""
+    """A round in the making: from the tree as it is, on. `founding`: nothing is in it but of before."""
 
     edge: Edge
     place: int
+    founding: bool
     looked_at: int = 0
     last: Recorded | None = None
     places: list[int] = field(default_factory=list)
@@ -88,6 +97,8 @@ class Sequencer:
         self._accepted = False
         self._edge: Edge | None = None
         self._passed: Recorded | None = None  # the last one, where nothing was sequenced after it
+        # Where others have the turn: the newest checkpoint, and since when it is that.
+        self._waits: tuple[LedgerHead | None, datetime] | None = None
 
     async def round(self) -> Round:
         """Verify how far the ledger has come, and take what waits. One small query where nothing is new.
@@ -101,8 +112,10 @@ class Sequencer:
         done = Round(state=state)
         if state.end > state.place:
             async with self._ledger.turn() as ours:
-                if ours:
+                if ours or self._waited_long(state.head):
                     done = await self._sequence()
+                if ours:
+                    self._waits = None
         accepted, self._accepted = self._accepted, False
         return replace(done, accepted=accepted)
 
@@ -116,14 +129,23 @@ class Sequencer:
         self._followed = state
         return state
 
+    def _waited_long(self, head: LedgerHead | None) -> bool:
+        """Say whether another has the turn for long, and nothing comes of it. `append` decides anyhow."""
+        now = self._clock()
+        if self._waits is None or self._waits[0] != head or self._waits[1] > now:
+            self._waits = head, now
+        return now - self._waits[1] >= _TURN_AT_MOST
+
     async def _sequence(self) -> Round:
         state = await self._follow()  # another server may just have had its turn
         seen = self._memory.seen
         if self._edge is None or (self._edge.size, self._edge.root()) != (seen.size, seen.root):
             self._edge = await load_edge(self._ledger, seen)
-        taking = _Taking(self._edge, await self._passed_place(state.place))
+        place = await self._passed_place(state.place)
+        taking = _Taking(self._edge, place, founding=self._edge.size == 0)
         more = True
-        while more and taking.looked_at < MOST_AT_ONCE:
+        # What is of before is taken at once, however much: in the next round it would be too late.
+        while more and (taking.looked_at < MOST_AT_ONCE or (taking.founding and taking.places)):
             page = await self._ledger.after(taking.place, limit=PAGE)
             await self._take(taking, page)
             more = len(page) == PAGE
@@ -169,11 +191,16 @@ class Sequencer:
             if each.place > taking.place + 1:
                 taking.passed_over.append(_gap(taking.place + 1, each.place - 1))
             taking.place, taking.last = each.place, each
-            if each.sealed is not None and self._seal.verifies(each.sealed):
-                digests.append(each.sealed.digest)
-                taking.places.append(each.place)
-            else:
+            sealed = each.sealed
+            if sealed is None or not self._seal.verifies(sealed):
                 taking.passed_over.append(_not_authentic(each))
+                continue
+            taking.founding = taking.founding and sealed.server == NO_SERVER
+            if sealed.server == NO_SERVER and not taking.founding:
+                taking.passed_over.append(_too_late(each))
+                continue
+            digests.append(sealed.digest)
+            taking.places.append(each.place)
         if digests:
             grown = taking.edge.append(digests)
             taking.edge = grown.edge
@@ -194,6 +221,15 @@ def _gap(first: int, last: int) -> Finding:
         index=None,
         id=None,
         sentence=f"at {places} something was recorded, and removed before it was sequenced",
+    )
+
+
+def _too_late(recorded: Recorded) -> Finding:
+    return Finding(
+        kind=FindingKind.ENTRY_ADDED,
+        index=None,
+        id=None if recorded.sealed is None else recorded.sealed.id,
+        sentence=f"what stands at place {recorded.place} is of before the ledger, which had begun already",
     )
 
 

@@ -33,8 +33,8 @@ _STEP_ASIDE: Final = 0.02  # seconds, once more for each try
 _SAY_AGAIN_AFTER: Final = 60.0  # seconds
 _RESTORE: Final = (
     "Roll the secret back to its newest version that was right. Only where there is none: look at the policy"
-    " in the database, at its epochs and at its ledger, and delete the secret's metadata; the servers then"
-    " take what the database says."
+    " in the database, at its epochs and at its ledger, stop the servers, and delete the secret's metadata;"
+    " when they start, they take what the database says."
 )
 
 
@@ -52,7 +52,7 @@ class VaultAnchor(Anchor):
         self._location = location
         self._path = f"{location.mount}/data/{location.name}"
         self._session: VaultSession | None = None
-        self._last: Seen | None = None
+        self._last: tuple[int, Seen] | None = None  # the newest version that was seen, and what it says
         self._one_at_a_time = asyncio.Lock()
         self._said_at = float("-inf")
 
@@ -82,14 +82,14 @@ class VaultAnchor(Anchor):
     @override
     async def _seen(self) -> Seen:
         try:
-            self._last, _ = await self._read()
+            return self._newest(*await self._read())
         except RootKeyUnavailable as error:
             if self._last is None:
                 raise self._unavailable("read", error) from None
             if time.monotonic() - self._said_at >= _SAY_AGAIN_AFTER:
                 self._said_at = time.monotonic()
                 _log.warning("anchor-not-read", anchor=self.place, cause=error.detail, reason=error.reason)
-        return self._last
+            return self._last[1]
 
     @override
     async def _renew(self, renewed: Callable[[Seen], Seen]) -> None:
@@ -98,26 +98,35 @@ class VaultAnchor(Anchor):
                 for number in range(_TRIES):
                     # Servers that follow one ledger have the same to write at the same moment.
                     await asyncio.sleep(number * _STEP_ASIDE * random.random())  # noqa: S311 -- no secret
-                    seen, version = await self._read()
+                    version, seen = await self._read()
                     new = renewed(seen)
-                    if new == seen or await self._write(new.to_json(), instead_of=version):
-                        self._last = new
+                    if new == seen:
+                        self._newest(version, seen)
+                        return
+                    if await self._write(new.to_json(), instead_of=version):
+                        self._newest(version + 1, new)
                         return
         except RootKeyUnavailable as error:
             raise self._unavailable("written", error) from None
         raise LedgerUnavailable(f"the anchor {self.place}: others write it all the time", reason=_UNAVAILABLE)
 
-    async def _read(self) -> tuple[Seen, int]:
-        """Give what is kept, and the version of the secret that it was read from."""
+    def _newest(self, version: int, seen: Seen) -> Seen:
+        """Give the newest of what was seen: a standby, or an answer that was overtaken, says older things."""
+        if self._last is None or version >= self._last[0]:
+            self._last = version, seen
+        return self._last[1]
+
+    async def _read(self) -> tuple[int, Seen]:
+        """Give the version of the secret, and what is kept in it."""
         answer = await self._opened().get(self._path)
         metadata = members(answer.data.get("metadata"))
         if answer.status == 404 and not metadata:
-            return Seen(), _NEW
+            return _NEW, Seen()
         kept, version = answer.data.get("data"), whole(metadata.get("version"))
         if answer.status != 200 or not isinstance(kept, dict) or not version:
             raise AnchorUnusable(f"the anchor {self.place} was deleted, or is none", remedy=_RESTORE)
         try:
-            return Seen.from_json(cast("Members", kept)), version
+            return version, Seen.from_json(cast("Members", kept))
         except JsonError as error:
             raise AnchorUnusable(f"the anchor {self.place} is damaged: {error}", remedy=_RESTORE) from None
 

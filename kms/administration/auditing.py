@@ -1,9 +1,10 @@
 """Reads a whole ledger to verify it: page by page, so that a million entries are never in memory at once."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
-from kms.ledger.findings import Report
+from kms.ledger.findings import Finding, Report
 from kms.ledger.sealed_entry import SealedEntry
 from kms.ledger.verifying import LedgerVerification
 from kms.ledger_ports import Leaf, LedgerHead, LedgerReader, Recorded
@@ -12,6 +13,8 @@ from kms.ledger_ports import Leaf, LedgerHead, LedgerReader, Recorded
 Progress: TypeAlias = Callable[[int, int], None]
 
 _PAGE: Final = 500
+# Each is a signature and a root to check, and a busy ledger makes two a second.
+_MOST_CHECKPOINTS: Final = 10_000
 
 
 class Audited(Protocol):
@@ -27,6 +30,10 @@ class Audited(Protocol):
 
     def unsequenced(self) -> AsyncIterator[Recorded]:
         """As `LedgerReader.unsequenced`."""
+        ...
+
+    def strays(self) -> AsyncIterator[Finding]:
+        """As `LedgerReader.strays`."""
         ...
 
 
@@ -55,17 +62,42 @@ async def audit(
     while page := await audited.leaves(start, limit=_PAGE):
         for leaf in page:
             verification.read_leaf(leaf.index, leaf.place, leaf.entry, leaf.lookup)
-        start = page[-1].index + 1
+        reached = max(leaf.index for leaf in page) + 1
+        if reached <= start:  # none of them is a leaf: they are named, and what is after them is missing
+            break
+        start = reached
         progress(min(start, total), total)
     async for recorded in audited.unsequenced():
-        verification.read_unsequenced(recorded.place, recorded.sealed)
+        verification.read_unsequenced(recorded.place, recorded.sealed, recorded.lookup)
+    async for stray in audited.strays():
+        verification.read_stray(stray)
     return verification.report()
 
 
-async def kept_checkpoints(reader: LedgerReader, before: int) -> list[str]:
-    """Give every stored checkpoint of a tree smaller than `before`, as notes. Raises `LedgerUnavailable`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptCheckpoints:
+    """Signed notes of checkpoints to look at, largest first, and how many more are stored."""
+
+    notes: list[str]
+    left_out: int
+
+
+async def kept_checkpoints(reader: LedgerReader, before: int) -> KeptCheckpoints:
+    """Give the stored checkpoints of trees smaller than `before`: of very many some thousands, evenly spread.
+
+    Raises:
+        LedgerUnavailable: they cannot be read.
+
+    """
     notes: list[str] = []
+    count, step = 0, 1
     while page := await reader.checkpoints(before=before, limit=_PAGE):
-        notes += [each.note for each in page]
+        for each in page:
+            if count % step == 0:
+                if len(notes) == _MOST_CHECKPOINTS:
+                    del notes[1::2]
+                    step *= 2
+                notes.append(each.note)
+            count += 1
         before = page[-1].size
-    return notes
+    return KeptCheckpoints(notes=notes, left_out=count - len(notes))

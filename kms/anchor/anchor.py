@@ -8,7 +8,7 @@ from pathlib import Path
 from kms.anchor.members import AnchorUnusable, Seen
 from kms.errors import ConfigurationError
 from kms.keys.epochs import KeyProgress
-from kms.ledger_ports import SeenLedger
+from kms.ledger_ports import AnchoredLedger, SeenLedger
 from kms.policy.history import Head
 
 
@@ -51,6 +51,11 @@ class Anchor(ABC):
         """Give how far the ledger was seen to come; None if none ever was seen."""
         return (await self._seen()).ledger
 
+    async def anchored_ledger(self) -> AnchoredLedger:
+        """Give that, and how often an operator accepted that the ledger went back, as of one moment."""
+        seen = await self._seen()
+        return AnchoredLedger(ledger=seen.ledger or SeenLedger.nothing(), accepted=seen.accepted)
+
     async def remember_ledger(self, seen: SeenLedger) -> None:
         """Keep it, durably; where more is kept, that stays.
 
@@ -61,8 +66,8 @@ class Anchor(ABC):
         await self._renew(lambda kept: kept.with_ledger(seen))
 
     async def accept_ledger(self, seen: SeenLedger) -> None:
-        """Keep it although it goes back: only for an operator who said so."""
-        await self._renew(lambda kept: replace(kept, ledger=seen))
+        """Keep it although it goes back, and count that: only for an operator who said so."""
+        await self._renew(lambda kept: replace(kept, ledger=seen, accepted=kept.accepted + 1))
 
     async def require_usable(self, *, made_later: Path) -> None:
         """Look at it before a KMS is founded: no root is made that could not be used.

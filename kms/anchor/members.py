@@ -1,13 +1,14 @@
-"""What an anchor holds: one JSON object, of which every member only ever goes forward.
+"""What an anchor holds: one JSON object, whose members go forward.
 
 ::
 
     {"policy": {"revision": "sha256:…", "sequence": 9},
      "keys": {"epochs": 2, "generations": 1, "in_use": 2, "retired": [1]},
-     "ledger": {"place": 4711, "root": "5c…", "size": 4709}}
+     "ledger": {"accepted": 1, "place": 4711, "root": "5c…", "size": 4709}}
 
 Members are missing until there is something to keep in them, but never all of these. Others are kept as they
-are.
+are. Only the ledger may go back, where an operator accepted that; `accepted` counts how often (none: never),
+so that an older state of the anchor is not taken for an acceptance.
 """
 
 from collections.abc import Mapping
@@ -46,6 +47,7 @@ class Seen:
     policy: Head | None = None
     keys: KeyProgress | None = None
     ledger: SeenLedger | None = None
+    accepted: int = 0
     others: Mapping[str, JsonValue] = field(default_factory=dict)
 
     def with_policy(self, head: Head) -> Self:
@@ -81,10 +83,14 @@ class Seen:
         """
         if _OURS.isdisjoint(members):
             Fields(members, "the object").fail("it has none of the members of an anchor")
+        ledger, accepted = None, 0
+        if _LEDGER in members:
+            ledger, accepted = _ledger(Fields(members[_LEDGER], f"`{_LEDGER}`"))
         return cls(
             policy=_policy(Fields(members[_POLICY], f"`{_POLICY}`")) if _POLICY in members else None,
             keys=_keys(Fields(members[_KEYS], f"`{_KEYS}`")) if _KEYS in members else None,
-            ledger=_ledger(Fields(members[_LEDGER], f"`{_LEDGER}`")) if _LEDGER in members else None,
+            ledger=ledger,
+            accepted=accepted,
             others={name: value for name, value in members.items() if name not in _OURS},
         )
 
@@ -105,6 +111,7 @@ class Seen:
                 "size": self.ledger.size,
                 "root": self.ledger.root.hex(),
                 "place": self.ledger.place,
+                **({"accepted": self.accepted} if self.accepted else {}),
             }
         return members
 
@@ -129,7 +136,7 @@ def _keys(fields: Fields) -> KeyProgress:
     return progress
 
 
-def _ledger(fields: Fields) -> SeenLedger:
+def _ledger(fields: Fields) -> tuple[SeenLedger, int]:
     seen = SeenLedger(
         size=fields.integer("size"),
         root=fields.hex("root", bytes),
@@ -137,5 +144,6 @@ def _ledger(fields: Fields) -> SeenLedger:
     )
     if len(seen.root) != HASH_LENGTH:
         fields.fail(f"`root` must have {HASH_LENGTH} bytes")
+    accepted = fields.integer("accepted") if fields.has("accepted") else 0
     fields.end()
-    return seen
+    return seen, accepted

@@ -21,12 +21,23 @@ async def read_leaves(office: "Office", actor: "Actor", start: int, *, limit: in
 
     Raises:
         AnswerUnreadable: the answer is not of its form.
+        AnswerRejected: it has leaves that were not asked for, or has them in another order.
 
     """
+    from kms.guest.errors import AnswerRejected
+
     limit = min(limit, PAGE)
     answer = await office.ledger.entries(actor, start=start, limit=limit, kind=None)
     items = fields(answer, "entries").array("entries", at_most=limit)
-    return tuple(_leaf(fields(each, "entry")) for each in items)
+    leaves = tuple(_leaf(fields(each, "entry")) for each in items)
+    expected = range(start, start + limit)
+    for before, leaf in zip((None, *leaves), leaves, strict=False):
+        if leaf.index not in expected or (before is not None and leaf.index <= before.index):
+            raise AnswerRejected(
+                f"asked for the entries from {start} on, the server gave {leaf.index} out of its turn",
+                reason="answer-malformed",
+            )
+    return leaves
 
 
 def _leaf(item: Fields) -> Leaf:

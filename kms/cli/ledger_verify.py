@@ -4,6 +4,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -28,7 +29,7 @@ from kms.cli.saying import fields, say
 from kms.errors import ConfigurationError, NotFound
 from kms.guest.errors import Refused
 from kms.guest.published_ledger import PublishedLedger
-from kms.ledger.findings import Report
+from kms.ledger.findings import Finding, Report
 from kms.ledger.tiles import TileName, width_at
 from kms.ledger_ports import Leaf, LedgerHead, Recorded
 
@@ -45,10 +46,11 @@ def add_verify(group: Group) -> None:
         "verify",
         summary="verify the ledger from its first entry to its last",
         description="Verify the ledger, and name what is wrong with it. On this machine's database: every"
-        " entry and its MAC, the rows that it is looked up by, tiles, every checkpoint that is kept, the"
-        " anchor. With --server as an auditor does: every entry by pages, and the public tiles. With --export"
-        " a file, without any server. --checkpoint is one from before, which must be the beginning of what"
-        " there is now. Exit status: 0 sound, 1 something is wrong, 2 it cannot be read.",
+        " entry and its MAC, the rows that it is looked up by, tiles, the checkpoints that are kept (of very"
+        " many some thousands), the anchor. With --server as an auditor does: every entry by pages, and the"
+        " public tiles. With --export a file, without any server. --checkpoint is one from before, which must"
+        " be the beginning of what there is now. Exit status: 0 sound, 1 something is wrong, 2 it cannot be"
+        " read.",
         example="kms ledger verify --server https://kms:8443 --ca ca.pem --token-file auditor.token"
         " --key @ledger.key --checkpoint yesterday.checkpoint",
     )
@@ -113,10 +115,11 @@ async def _local(arguments: argparse.Namespace) -> Report:
         head = await local.reader.head() or LedgerHead(
             size=0, place=0, note=signed(0, EMPTY_ROOT), made_at=datetime.now(UTC)
         )
-        older = _older(arguments, key) + await kept_checkpoints(local.reader, head.size)
+        kept = await kept_checkpoints(local.reader, head.size)
+        older = _older(arguments, key) + kept.notes
         if seen is not None:
             older.append(signed(seen.size, seen.root))
-        return await audit(
+        report = await audit(
             local.reader,
             head,
             key,
@@ -124,6 +127,7 @@ async def _local(arguments: argparse.Namespace) -> Report:
             verifies=local.seal.verifies,
             progress=tell_progress(f"{COMMAND} verify"),
         )
+    return replace(report, checkpoints_left_out=kept.left_out)
 
 
 async def _served(
@@ -174,6 +178,12 @@ class _Served:
     async def unsequenced(self) -> AsyncIterator[Recorded]:
         """Give nothing: what is in no checkpoint is the server's business."""
         nothing: tuple[Recorded, ...] = ()
+        for each in nothing:
+            yield each
+
+    async def strays(self) -> AsyncIterator[Finding]:
+        """Give nothing, as above."""
+        nothing: tuple[Finding, ...] = ()
         for each in nothing:
             yield each
 

@@ -22,11 +22,12 @@ from kms.cli.parsers import Group, seconds
 from kms.cli.saying import Line, say
 
 if TYPE_CHECKING:
-    from kms.guest.published_ledger import NotAppendOnly, PublishedLedger
+    from kms.guest.published_ledger import NotAppendOnly, NotShown, PublishedLedger
     from kms.ledger.checkpoint import Checkpoint
 
 _INTERVAL: Final = 60.0  # seconds
 _MODE: Final = 0o644  # checkpoints are public
+_MOST_UNSHOWN: Final = 20  # looks in a row that end without a proof, though checkpoints come
 
 
 def add_watch(group: Group) -> None:
@@ -38,8 +39,10 @@ def add_watch(group: Group) -> None:
         " continues the last one. That one is kept in --state, as the signed note that it is: `kms ledger"
         " verify --checkpoint` takes it. It needs no token, and survives outages. If the ledger was cut or"
         " forked, it says so, keeps the checkpoint that shows it beside the state (.conflict), leaves the"
-        " state as it is, and ends. Exit status: 0 (--once) the ledger continues, 1 it does not, or its"
-        " checkpoint is forged, 2 wrong use, or (--once) no server.",
+        " state as it is, and ends. On an answer that is malformed, or if checkpoints come without proofs"
+        f" {_MOST_UNSHOWN} times in a row, it raises an alarm and goes on. Exit status: 0 (--once) the"
+        " ledger continues, 1 it does not, its checkpoint is forged, or (--once) an answer is malformed, 2"
+        " wrong use, or (--once) no server.",
         example="kms ledger watch --server https://kms:8443 --ca ca.pem --key @ledger.key"
         " --state /var/lib/auditor/kms.checkpoint",
     )
@@ -63,27 +66,45 @@ def add_watch(group: Group) -> None:
 def _watch(arguments: argparse.Namespace) -> int:
     if arguments.json and not arguments.once:
         raise WrongUse("--json needs --once: a watch without end is no document")
+    from kms.guest.published_ledger import NotShown
+
     with public_ledger(arguments) as ledger:
         key = verifier_key(arguments, ledger)
         if arguments.once:
             return _look(arguments, ledger, key)
+        unshown = 0
         while True:
-            status = _look_patiently(arguments, ledger, key)
-            if status != OK:
-                return status
+            try:
+                status = _look_patiently(arguments, ledger, key)
+            except NotShown as error:
+                unshown += 1
+                say([_unshown(error, unshown)], error=True)
+            else:
+                unshown = 0
+                if status != OK:
+                    return status
             time.sleep(arguments.interval)
 
 
 def _look_patiently(arguments: argparse.Namespace, ledger: "PublishedLedger", key: str) -> int:
-    """Look once; that nobody answers is said, and no reason to end."""
+    """Look once; that nobody answers is said, and no reason to end. Raises `NotShown`."""
     from kms.guest.errors import AnswerRejected, Refused, ServerUnreachable, ServerUntrusted
 
     try:
         return _look(arguments, ledger, key)
-    except (AnswerRejected, Refused, ServerUnreachable, ServerUntrusted) as error:
+    except AnswerRejected as error:
+        # No outage makes such an answer, and a fork could hide behind it.
+        say([Line(f"ALARM: {error.reason}: {error.detail}", "bold red")], error=True)
+    except (Refused, ServerUnreachable, ServerUntrusted) as error:
         again = f"the next look is in {arguments.interval:g} s"
         say([Line(f"{COMMAND} watch: {error.detail}; {again}", "yellow")], error=True)
-        return OK
+    return OK
+
+
+def _unshown(error: "NotShown", times: int) -> Line:
+    if times < _MOST_UNSHOWN:
+        return Line(f"{COMMAND} watch: {error.detail}; {times} times in a row", "yellow")
+    return Line(f"ALARM: {error.code}, {times} times in a row: {error.detail}", "bold red")
 
 
 def _look(arguments: argparse.Namespace, ledger: "PublishedLedger", key: str) -> int:

@@ -70,6 +70,7 @@ def report_json(report: "Report") -> dict[str, JsonValue]:
             for each in report.findings
         ],
         "left_out": report.left_out,
+        "checkpoints_left_out": report.checkpoints_left_out,
     }
 
 
@@ -81,6 +82,8 @@ def report_lines(report: "Report") -> Iterator[Line]:
         yield Line(f"{each.kind}{where}{of}: {each.sentence}", "red")
     if report.left_out:
         yield Line(f"and {report.left_out} more of the same kinds", "red")
+    if report.checkpoints_left_out:
+        yield Line(f"{report.checkpoints_left_out} stored checkpoints, between others, were not looked at")
     if report.checkpoint is None:
         yield Line("there is no checkpoint that the ledger's key signed", "red")
         return

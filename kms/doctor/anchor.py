@@ -1,13 +1,20 @@
-"""The ledger's anchor: what was used last, kept where the owner of the database cannot reach it."""
+"""The ledger and its anchor: what was used last, kept where the owner of the database cannot reach it."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.anchor import Anchor, FileAnchor
 from kms.database.engine import is_shared
-from kms.doctor.diagnosis import Diagnosis, failed, ok, warning
+from kms.database.ledger import LedgerStore
+from kms.doctor.diagnosis import Diagnosis, failed, ok, unknown, warning
+from kms.doctor.root import founding_identity
+from kms.keys.root_messages import FOUNDING_EPOCH, ledger_message
+from kms.ledger.ledger_key import derive_checkpoint_key
+from kms.ledger_memory import LedgerMemory
+from kms.rootkey import CheckedRoot
 
 
 async def anchored(anchor: Anchor, database_url: str, *, data_dir: Path, new: bool) -> Iterable[Diagnosis]:
@@ -21,6 +28,22 @@ async def anchored(anchor: Anchor, database_url: str, *, data_dir: Path, new: bo
     if isinstance(anchor, FileAnchor) and not anchor.path.parent.exists():
         return [ok("anchor", f"{anchor.place} will be made with the data folder")]
     return [await _kept(anchor, new=new), _apart(anchor, database_url)]
+
+
+async def ledger_in(engine: AsyncEngine, root: CheckedRoot, anchor: Anchor) -> Iterable[Diagnosis]:
+    """Look whether the ledger goes on from what the anchor has seen, as a server does before it records.
+
+    Raises:
+        LedgerUnavailable: it does not, or that cannot be told.
+        RootKeyUnavailable: nor can the ledger's key.
+
+    """
+    seed, store = await root.prf(FOUNDING_EPOCH, ledger_message()), LedgerStore(engine)
+    key = derive_checkpoint_key(seed, await founding_identity(root))
+    memory = LedgerMemory(store, key.verifier_key, anchor)
+    await memory.look()
+    found = await memory.verify(await store.head())
+    return [ok("ledger", f"{found.size} entries in its checkpoint; the anchor has seen {memory.seen.size}")]
 
 
 async def _kept(anchor: Anchor, *, new: bool) -> Diagnosis:
@@ -47,8 +70,14 @@ async def _kept(anchor: Anchor, *, new: bool) -> Diagnosis:
 
 def _apart(anchor: Anchor, database_url: str) -> Diagnosis:
     name = "anchor-apart"
-    if is_shared(database_url) or not isinstance(anchor, FileAnchor):
+    if not isinstance(anchor, FileAnchor):
         return ok(name, "the anchor is not kept with the database")
+    if is_shared(database_url):
+        return unknown(
+            name,
+            "which disk PostgreSQL is on cannot be seen from here",
+            f"see that {anchor.place} is on another one, and not in the same backups",
+        )
     folders = [anchor.path.parent, Path(make_url(database_url).database or "").parent]
     if all(each.exists() for each in folders) and len({each.stat().st_dev for each in folders}) > 1:
         return ok(name, f"{anchor.place} is on another disk than the database")

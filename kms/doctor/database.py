@@ -93,13 +93,17 @@ def _shown(url: str) -> str:
 
 async def _look(connection: AsyncConnection, seen: Seen, mode: Mode, *, shown: str) -> None:
     if is_postgresql(connection):
-        row = (await connection.execute(text("SELECT clock_timestamp(), version()"))).one()
+        row = (
+            await connection.execute(text("SELECT pg_catalog.clock_timestamp(), pg_catalog.version()"))
+        ).one()
         seen.ahead = (row[0] - datetime.now(UTC)).total_seconds()
         kind = " ".join(str(row[1]).split()[:2])
     else:
         kind = f"SQLite {(await connection.execute(text('SELECT sqlite_version()'))).scalar_one()}"
     schema = await connection.run_sync(_schema)
     seen.diagnoses += [ok("database", f"{kind} at {shown}"), *schema]
+    if is_postgresql(connection):
+        seen.diagnoses.append(await _guests(connection))
     if any(each.failed for each in schema):
         return
     if not await connection.run_sync(lambda sync: inspect(sync).has_table(installation.name)):
@@ -108,6 +112,26 @@ async def _look(connection: AsyncConnection, seen: Seen, mode: Mode, *, shown: s
     seen.diagnoses.append(await _mode(connection, mode))
     seen.check_values = await stored_check_values(connection)
     seen.new = not seen.check_values
+
+
+async def _guests(connection: AsyncConnection) -> Diagnosis:
+    """Say whether every role of the server may connect, which is so by default."""
+    name = "database-connections"
+    query = """
+        SELECT EXISTS (
+          SELECT FROM pg_catalog.pg_database AS mine,
+            pg_catalog.aclexplode(coalesce(datacl, pg_catalog.acldefault('d', datdba))) AS granted
+            WHERE datname = pg_catalog.current_database()
+              AND granted.grantee = 0 AND granted.privilege_type = 'CONNECT'
+        )
+    """
+    if (await connection.execute(text(query))).scalar():
+        return warning(
+            name,
+            "every role of this PostgreSQL may connect: who does can hold up the sequencing for seconds",
+            "REVOKE CONNECT ON DATABASE ... FROM PUBLIC",
+        )
+    return ok(name, "only roles with the right to it may connect")
 
 
 def _schema(connection: Connection) -> Diagnoses:

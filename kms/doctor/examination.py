@@ -1,6 +1,7 @@
 """The examination: everything in turn. What one fault hides of another is said to be unknown."""
 
 from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -8,7 +9,7 @@ from typing import Final
 from sqlalchemy.engine import make_url
 
 from kms.database.engine import is_shared
-from kms.doctor.anchor import anchored
+from kms.doctor.anchor import anchored, ledger_in
 from kms.doctor.certificates import certificates
 from kms.doctor.clocks import compared
 from kms.doctor.collateral import kept, services
@@ -105,7 +106,9 @@ async def _state(settings: Settings, ahead: dict[str, float]) -> AsyncIterator[D
         yield unknown("state", "database, root key and policy are looked at when the settings are right")
         return
     url = checked.database_url
-    async with seen_database(url, checked.root_access.mode) as database:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(checked.anchor.close)
+        database = await stack.enter_async_context(seen_database(url, checked.root_access.mode))
 
         async def anchor() -> Iterable[Diagnosis]:
             return await anchored(checked.anchor, url, data_dir=settings.data_dir, new=database.new)
@@ -115,7 +118,8 @@ async def _state(settings: Settings, ahead: dict[str, float]) -> AsyncIterator[D
         if database.ahead is not None:
             ahead["the database"] = database.ahead
         async with seen_root(checked.root_key_uri, checked.root_access, database) as root:
-            for each in (*root.diagnoses, *await _policy(settings, checked, database, root)):
+            policy = await _policy(settings, checked, database, root)
+            for each in (*root.diagnoses, *await _ledger(checked, database, root), *policy):
                 yield each
             if root.ahead is not None:
                 ahead["Vault"] = root.ahead
@@ -125,6 +129,18 @@ async def _state(settings: Settings, ahead: dict[str, float]) -> AsyncIterator[D
 
 def _space(settings: Settings, url: str) -> Diagnosis:
     return disk_space(settings.data_dir if is_shared(url) else Path(make_url(url).database or "").parent)
+
+
+async def _ledger(checked: Checked, database: Seen, root: SeenRoot) -> Diagnoses:
+    engine, usable = database.engine, root.root
+    if engine is None or usable is None:
+        return [unknown("ledger", "it can only be told with the database and its root key")]
+    return await examined(
+        "ledger",
+        lambda: ledger_in(engine, usable, checked.anchor),
+        remedy="kms ledger verify says more; bring the newest database back, and only where that is lost:"
+        " kms ledger accept-rollback",
+    )
 
 
 async def _policy(settings: Settings, checked: Checked, database: Seen, root: SeenRoot) -> Diagnoses:

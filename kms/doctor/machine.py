@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from kms.doctor.diagnosis import Diagnosis, failed, ok, unknown, warning
+from kms.serving import FILES_BESIDES, MOST_CONNECTIONS
 from kms.settings import Settings
 
 _TIME_ERROR: Final = 5  # adjtimex(2), sys/timex.h: the clock is not synchronised
 _TIMEX: Final = 512  # bytes: more than any `struct timex`; all zeros ask, and set nothing
 _PR_GET_DUMPABLE: Final = 3  # linux/prctl.h
-_FILES: Final = 16_512  # what a server asks for: 16,384 connections, and what it has open besides
+_FILES: Final = MOST_CONNECTIONS + FILES_BESIDES  # what a server asks for
 _FEW_FILES: Final = 1024
 _SWAPS: Final = Path("/proc/swaps")
 _STATUS: Final = Path("/proc/self/status")

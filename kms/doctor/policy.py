@@ -9,9 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kms.database.policy_store import PolicyStore
 from kms.database.recording import Recorder
 from kms.doctor.diagnosis import Diagnosis, failed, ok, warning
-from kms.identity_book import FIRST_GENERATION
-from kms.keys.identity import Identity
-from kms.keys.root_messages import FOUNDING_EPOCH, entries_message, identity_message, rows_message
+from kms.doctor.root import founding_identity
+from kms.keys.root_messages import FOUNDING_EPOCH, entries_message, rows_message
 from kms.keys.row_seal import RowSeal
 from kms.ledger.sealed_entry import EntrySeal
 from kms.packaged import load_advisories
@@ -38,8 +37,7 @@ async def policy_in_force(
         LedgerUnavailable, RootKeyUnavailable: it cannot be told.
 
     """
-    first = await root.prf(FOUNDING_EPOCH, identity_message(FIRST_GENERATION))
-    identity = Identity.from_prf(first).public_key
+    identity = await founding_identity(root)
     seal = RowSeal(await root.prf(FOUNDING_EPOCH, rows_message()))
     # It records what is changed, which here is nothing.
     recorder = Recorder(EntrySeal(await root.prf(FOUNDING_EPOCH, entries_message())), settings.server_name)

@@ -11,6 +11,9 @@ from kms.doctor.database import Seen
 from kms.doctor.diagnosis import Diagnoses, Diagnosis, failed, ok, refused, unknown, warning
 from kms.errors import KmsError
 from kms.https_client import client_context
+from kms.identity_book import FIRST_GENERATION
+from kms.keys.identity import Identity
+from kms.keys.root_messages import FOUNDING_EPOCH, identity_message
 from kms.rootkey import CheckedRoot, RootAccess, RootKeyMissing, open_provider
 
 _REMEDY: Final = "kms keys list says more; restore the root that belongs to this database"
@@ -65,6 +68,11 @@ async def seen_root(uri: str, access: RootAccess, database: Seen) -> AsyncIterat
         yield seen
     finally:
         await root.close()
+
+
+async def founding_identity(root: CheckedRoot) -> bytes:
+    """Give the public key of the first generation, which names this KMS. Raises `RootKeyUnavailable`."""
+    return Identity.from_prf(await root.prf(FOUNDING_EPOCH, identity_message(FIRST_GENERATION))).public_key
 
 
 async def _judged(root: CheckedRoot, database: Seen) -> Iterable[Diagnosis]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kms.errors import KmsError
-from kms.guest.errors import AnswerRejected, Refused
+from kms.guest.errors import AnswerRejected, Refused, ServerUnreachable
 from kms.guest.patience import Patience
 from kms.guest.published import follow_identity
 from kms.guest.transport import Answer
@@ -49,6 +49,15 @@ class NotAppendOnly(KmsError):
     def __init__(self, detail: str, *, reason: str, note: str) -> None:
         super().__init__(detail, reason=reason)
         self.note = note
+
+
+class NotShown(KmsError):
+    """There is a newer checkpoint, and nobody answers for the tiles that would prove what it continues.
+
+    Once that is an outage. A server that forked, and wants to be waited for, looks the same.
+    """
+
+    code = "not-shown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +129,7 @@ class PublishedLedger:
         Raises:
             CheckpointInvalid: the ledger's key did not sign it.
             NotAppendOnly: it does not continue what was seen.
+            NotShown: whether it does cannot be told now.
             Refused, ServerUnreachable, ServerUntrusted, AnswerRejected: as above.
 
         """
@@ -156,6 +166,11 @@ class PublishedLedger:
                 f" seen: {error.detail}",
                 reason="ledger-forked",
                 note=note,
+            ) from None
+        except ServerUnreachable as error:
+            raise NotShown(
+                f"there is a checkpoint of {now.size} entries, and no answer that shows that it continues the"
+                f" {seen.size} that were seen: {error.detail}"
             ) from None
         if not verify_consistency(seen.size, seen.root, now.size, now.root, proof):
             raise NotAppendOnly(

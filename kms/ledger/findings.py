@@ -18,7 +18,8 @@ class FindingKind(StrEnum):
     ENTRY_MOVED = "entry-moved"  # it is in the tree, at another index
     ENTRY_ADDED = "entry-added"  # recorded, but no server made it, or it was never taken into the tree
     ENTRY_NOT_AUTHENTIC = "entry-not-authentic"  # its MAC is not that of a server of this KMS
-    LOOKUP_CHANGED = "lookup-changed"  # what it is looked up by says something else
+    LOOKUP_CHANGED = "lookup-changed"  # what it is looked up by says something else, or of something else
+    LEAF_ADDED = "leaf-added"  # a row that calls itself a leaf, and that no checkpoint made
     TILE_CHANGED = "tile-changed"
     ROOT_MISMATCH = "root-mismatch"  # nothing that is stored makes the root of the checkpoint
     CHECKPOINT_FORGED = "checkpoint-forged"  # the log's key did not sign it
@@ -44,13 +45,15 @@ class Report:
 
     `checkpoint` is what it was verified against; None if there was none that the key signed. `waiting` is how
     many authentic entries wait for the next checkpoint. `left_out` is how many findings were not kept, since
-    there are `MAX_FINDINGS` of their kind.
+    there are `MAX_FINDINGS` of their kind; `checkpoints_left_out` how many stored checkpoints were not looked
+    at, since there are so many.
     """
 
     checkpoint: Checkpoint | None
     waiting: int
     findings: tuple[Finding, ...]
     left_out: int
+    checkpoints_left_out: int = 0
 
     @property
     def sound(self) -> bool:

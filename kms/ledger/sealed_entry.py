@@ -16,6 +16,8 @@ from kms.labels import ENTRY, frame, labelled
 from kms.ledger.entries import SALT_LENGTH, entry_digest
 
 MAC_LENGTH: Final = 32
+# The server of entries of before there was a ledger, sealed when it was founded (kms/database/founding.py).
+NO_SERVER: Final = ""
 _KEY_LENGTH: Final = 32
 
 

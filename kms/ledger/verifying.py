@@ -8,7 +8,7 @@ Without IO: the caller reads, from a database or from an export, and hands over,
     for leaf in …:                                               # by index, from 0
         verification.read_leaf(leaf.index, leaf.place, leaf.entry, leaf.lookup)
     for recorded in …:                                           # a database's only, by place
-        verification.read_unsequenced(recorded.place, recorded.sealed)
+        verification.read_unsequenced(recorded.place, recorded.sealed, recorded.lookup)
     report = verification.report()
 
 The checkpoint is to be read first: what is added meanwhile is newer, and waits for the next. Of a leaf, 32
@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from kms.ledger.checkpoint import Checkpoint, CheckpointInvalid, open_checkpoint
-from kms.ledger.findings import MAX_FINDINGS, FindingKind, Findings, Report
+from kms.ledger.findings import MAX_FINDINGS, Finding, FindingKind, Findings, Report
 from kms.ledger.merkle import leaf_hash
 from kms.ledger.places import Places
 from kms.ledger.proven_tiles import Tiles, full_tiles, hash_above, root_at
-from kms.ledger.sealed_entry import SealedEntry
+from kms.ledger.sealed_entry import NO_SERVER, SealedEntry
 from kms.ledger.tiles import TILE_HEIGHT, TileName, level_count, tile_names
 from kms.ledger.tree_sources import GONE, TreeSources, indexes_of
 
@@ -68,6 +68,7 @@ class LedgerVerification:
         # By hash: id and place of what is in no leaf, and old enough for one.
         self._strays: dict[bytes, tuple[str, int]] = {}
         self._waiting = 0
+        self._begun = False  # a leaf was read that a server by name recorded
 
     def tile_names(self) -> Iterator[TileName]:
         """Give the tiles to read."""
@@ -83,17 +84,19 @@ class LedgerVerification:
 
         `lookup` says what does not fit in the row that the entry is looked up by; None where all does.
 
-        Raises:
-            ValueError: leaves do not come in the order of their indexes.
-
+        Leaves come in the order of their indexes; one that does not is named.
         """
         if index >= self._size:
-            self.read_unsequenced(place, entry)
+            self.read_unsequenced(place, entry, lookup)
             return
         if index < self._sources.next_leaf:
-            raise ValueError("leaves are verified in the order of their indexes")
+            self._findings.add(
+                FindingKind.LEAF_ADDED, f"there is another leaf, at place {place}, that is none"
+            )
+            return
         self._sources.skip_to(index)
         entry_id = None if entry is None else entry.id
+        self._require_of_its_time(index, entry)
         if self._places and not self._places.follows(place):
             lookup = lookup or "its place is not after that of the leaf before it"
         if lookup is not None:
@@ -111,11 +114,31 @@ class LedgerVerification:
             _keep(self._not_authentic, index, entry.id)
         self._sources.take_leaf(found)
 
-    def read_unsequenced(self, place: int, entry: SealedEntry | None) -> None:
+    def _require_of_its_time(self, index: int, entry: SealedEntry | None) -> None:
+        """Name an entry of before the ledger that is not of its beginning: see `kms.sequencing`."""
+        if entry is None:
+            return
+        if entry.server != NO_SERVER:
+            self._begun = True
+        elif self._begun:
+            what = f"entry {index} is of before the ledger, which had begun already"
+            self._findings.add(FindingKind.ENTRY_ADDED, what, index=index, entry_id=entry.id)
+
+    def read_stray(self, finding: Finding) -> None:
+        """Take what `LedgerReader.strays` names."""
+        self._findings.add(finding.kind, finding.sentence, index=finding.index, entry_id=finding.id)
+
+    def read_unsequenced(self, place: int, entry: SealedEntry | None, lookup: str | None = None) -> None:
         """Take what is recorded and is no leaf; None where it is nothing that a KMS wrote."""
         if self._places:
             self._places.take(place)
-        if entry is None or not self._is_authentic(entry):
+        if entry is not None and lookup is not None:
+            what = f"what the entry at place {place} is looked up by does not fit: {lookup}"
+            self._findings.add(FindingKind.LOOKUP_CHANGED, what, entry_id=entry.id)
+        if entry is not None and entry.server == NO_SERVER and self._size:
+            what = f"the entry at place {place} is of before the ledger, which had begun already"
+            self._findings.add(FindingKind.ENTRY_ADDED, what, entry_id=entry.id)
+        elif entry is None or not self._is_authentic(entry):
             what = f"what is recorded at place {place} was made by no server of this KMS"
             entry_id = None if entry is None else entry.id
             self._findings.add(FindingKind.ENTRY_ADDED, what, entry_id=entry_id)

@@ -4,8 +4,11 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from itertools import pairwise
 
+import pytest
+
 from kms.administration.auditing import audit, kept_checkpoints
-from kms.ledger.findings import FindingKind, Report
+from kms.ledger.checkpoint import open_checkpoint
+from kms.ledger.findings import Finding, FindingKind, Report
 from kms.ledger.tiles import Edge
 from kms.ledger_ports import Leaf, LedgerHead, Recorded
 from tests.unit.ledger.recorded_ledger import KEY, SEAL, RecordedLedger, note_of, sealed
@@ -19,6 +22,7 @@ class Reader:
     def __init__(self, ledger: RecordedLedger) -> None:
         self.ledger = ledger
         self.asked: list[int] = []
+        self.found_astray: list[Finding] = []
 
     def head_of(self, size: int) -> LedgerHead:
         made_at = datetime(2026, 11, 22, tzinfo=UTC)
@@ -53,10 +57,14 @@ class Reader:
         for place in sorted(self.ledger.entries.keys() - set(self.ledger.leaves.values())):
             yield Recorded(place=place, sealed=self.ledger.entries[place])
 
+    async def strays(self) -> AsyncIterator[Finding]:
+        for each in self.found_astray:
+            yield each
+
     async def audit(self) -> Report:
         head = self.head_of(self.ledger.size)
-        older = await kept_checkpoints(self, head.size)
-        return await audit(self, head, KEY.verifier_key, older=older, verifies=SEAL.verifies)
+        kept = await kept_checkpoints(self, head.size)
+        return await audit(self, head, KEY.verifier_key, older=kept.notes, verifies=SEAL.verifies)
 
 
 async def test_a_sound_one_is_read_once_in_pages() -> None:
@@ -84,6 +92,20 @@ async def test_every_checkpoint_that_is_kept_counts() -> None:
     other.recompute_tiles()
     ledger.notes[301] = _note_of(other)
     assert [each.kind for each in (await Reader(ledger).audit()).findings] == [FindingKind.NOT_APPEND_ONLY]
+
+
+async def test_of_very_many_checkpoints_some_are_looked_at_and_the_others_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kms.administration.auditing._MOST_CHECKPOINTS", 100)
+    reader = Reader(RecordedLedger.of(SIZE, checkpoints=range(1, SIZE)))
+    kept = await kept_checkpoints(reader, SIZE)
+    sizes = [open_checkpoint(note, KEY.verifier_key).size for note in kept.notes]
+    assert 50 <= len(sizes) <= 100
+    assert len(sizes) + kept.left_out == SIZE - 1
+    assert sizes[0] == SIZE - 1
+    assert {larger - smaller for larger, smaller in pairwise(sizes)} == {16}
+    assert sizes[-1] <= 16
 
 
 def _note_of(ledger: RecordedLedger) -> str:

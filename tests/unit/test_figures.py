@@ -1,13 +1,16 @@
 """What is looked at, on a server as it is built: queues, expiries and readiness as gauges."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from kms.errors import LedgerUnavailable
+from kms.policy_authority import PolicyUntrusted
 from kms.settings import load_settings
 from kms.telemetry.metrics import Metrics
 from kms.wiring import Kms, open_kms
@@ -80,8 +83,23 @@ async def test_the_ledger_is_looked_at(kms: Kms, metrics: Metrics) -> None:
     await until(kms, metrics, 1, "kms_ledger_entries")
     assert value(metrics, "kms_ledger_entries_waiting") == 0
     assert value(metrics, "kms_ledger_entries_not_authentic") == 0
-    assert value(metrics, "kms_ledger_rolled_back") == 0
+    assert value(metrics, "kms_ledger_refused") == 0
     assert value(metrics, "kms_ledger_checkpoint_timestamp_seconds") == pytest.approx(now, abs=60)
+
+
+async def test_a_restored_backup_is_said_of_the_ledger_too(
+    kms: Kms, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the policy is not to be trusted either, which must not hide the ledger."""
+
+    async def untrusted() -> None:
+        raise PolicyUntrusted("older than it was")
+
+    await until(kms, metrics, 1, "kms_ledger_entries")
+    monkeypatch.setattr(type(kms.desk.policies), "active", lambda _: untrusted())
+    with closing(sqlite3.connect(tmp_path / "data" / "kms.sqlite3")) as connection, connection:
+        connection.execute("DELETE FROM ledger_checkpoints")
+    await until(kms, metrics, 1, "kms_ledger_refused")
 
 
 async def test_expiries_are_those_of_the_documents(kms: Kms, metrics: Metrics) -> None:

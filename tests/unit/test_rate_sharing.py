@@ -26,6 +26,7 @@ class Table:
         self.rows: dict[tuple[str, int], dict[str, int]] = {}
         self.gone = False
         self.writes = 0
+        self.read = 0
 
     def _reach(self) -> None:
         if self.gone:
@@ -44,9 +45,17 @@ class Table:
             if period >= (before if who == server else others_before)
         }
 
-    async def told(self, server: str) -> Mapping[tuple[str, int], Mapping[str, int]]:
+    async def told(
+        self, server: str, after: Mapping[str, int], *, since: int
+    ) -> Mapping[tuple[str, int], Mapping[str, int]]:
         self._reach()
-        return {key: taken for key, taken in self.rows.items() if key[0] != server}
+        found = {
+            (who, period): taken
+            for (who, period), taken in self.rows.items()
+            if who != server and period >= since and period > after.get(who, 0)
+        }
+        self.read += len(found)
+        return found
 
 
 class Servers:
@@ -123,6 +132,22 @@ async def test_each_taking_is_charged_once(monkeypatch: pytest.MonkeyPatch) -> N
     for _ in range(10):
         await servers.round()
     assert sum(servers.buckets[1].retry_after("a") is None for _ in range(BURST)) == BURST - 500
+
+
+async def test_each_row_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = Servers(2, monkeypatch)
+    await servers.round()
+    await servers.flood("192.0.2.1", 100)
+    assert 0 < servers.table.read <= servers.table.writes
+    # Also what a server left behind that is no more, when nobody removes it.
+    del servers.shared[1]
+    read = servers.table.read
+    for hours in (0, 1, 2):
+        servers.seconds.now += hours * 3600
+        for _ in range(5):
+            await servers.round()
+    assert servers.table.read - read <= 1
+    assert not servers.shared[0]._charged
 
 
 async def test_a_database_that_is_gone_lets_each_limit_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

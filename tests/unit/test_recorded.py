@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
@@ -204,9 +204,8 @@ def test_a_boot_info_reads_back_as_it_was_written(boot_info: BootInfo) -> None:
     written = json.loads(json.dumps(boot_info.to_json()))
     read = read_boot_info(written)
     assert read == boot_info
-    assert [type(getattr(read, name)) for name in BootInfo.__slots__] == [
-        type(getattr(boot_info, name)) for name in BootInfo.__slots__
-    ]
+    names = [each.name for each in fields(BootInfo)]
+    assert [type(getattr(read, name)) for name in names] == [type(getattr(boot_info, name)) for name in names]
 
 
 @settings(max_examples=100, deadline=None)

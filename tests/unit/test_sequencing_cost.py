@@ -12,6 +12,7 @@ import pytest
 from kms.anchor import FileAnchor
 from kms.keys.root_messages import ledger_message, root_prf
 from kms.ledger.checkpoint import Checkpoint
+from kms.ledger.findings import Finding
 from kms.ledger.ledger_key import derive_checkpoint_key
 from kms.ledger.merkle import HASH_LENGTH, leaf_hash, root_of
 from kms.ledger.tiles import DATA_LEVEL, TILE_WIDTH, Edge, edge_names, split_tile
@@ -95,6 +96,9 @@ class UniformLedger:
         raise NotImplementedError
 
     def unsequenced(self) -> AsyncIterator[Recorded]:
+        raise NotImplementedError
+
+    def strays(self) -> AsyncIterator[Finding]:
         raise NotImplementedError
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from kms.errors import ConfigurationError
+from kms.anchor import FileAnchor
+from kms.errors import ConfigurationError, LedgerUnavailable
 from kms.ledger.checkpoint import open_checkpoint
 from kms.operators import Actor, Proof, Role
 from kms.settings import Settings, load_settings
@@ -103,6 +104,26 @@ async def test_an_older_database_is_refused_at_start(
     assert "of 1 entries" in refused.value.detail
     assert "of 2 entries" in refused.value.detail
     assert "kms ledger accept-rollback" in refused.value.remedy
+
+
+@pytest.mark.parametrize("look", ["anchored_ledger", "read"], ids=["the ledger's", "the policy's"])
+async def test_an_anchor_that_does_not_answer_for_a_moment_is_awaited_at_start(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    async with built(settings) as kms:
+        await checkpoint_of(kms, 1)
+    there, asked = getattr(FileAnchor, look), []
+
+    async def away_at_first(anchor: FileAnchor) -> object:
+        asked.append(anchor)
+        if len(asked) == 1:
+            raise LedgerUnavailable("Vault is sealed", reason="anchor-unavailable", retry_after=0)
+        return await there(anchor)
+
+    monkeypatch.setattr(FileAnchor, look, away_at_first)
+    async with built(settings) as kms:
+        assert await reasons(kms) == []
+    assert len(asked) > 1
 
 
 async def test_an_operator_can_accept_it(settings: Settings, policies: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ from kms.policy.compiled import Policy
 from kms.policy.decision import Ask
 from kms.policy_authority import PolicyUntrusted
 from kms.ports import EpochsMoved
-from tests.recording import EPOCHS, recorder
+from tests.recording import recorder
 from tests.unit.operator_samples import actor
 from tests.unit.policy.samples import APP_ID, BOOT_INFO, CHIP, documents, key, policy_of
 from tests.world import NOW
@@ -210,7 +210,7 @@ class KeyRoom:
                 **changes,
             }
         )
-        store = DecisionStore(self.engine, lambda: self.now, recorder(), EPOCHS)
+        store = DecisionStore(self.engine, lambda: self.now, recorder())
         store.start()
         try:
             await store.record(entry, None)

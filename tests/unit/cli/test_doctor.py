@@ -20,7 +20,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from typing_extensions import override
 
+from kms.anchor import FileAnchor
 from kms.cli import run
+from kms.doctor import Status
+from kms.doctor.anchor import _apart
 from kms.http.tls import LocalTls
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product
@@ -146,7 +149,15 @@ class TestWell:
         assert found.failed == set()
         for name in ("settings", "development-mode", "data-folder", "database", "database-schema"):
             assert found[name]["status"] == "ok"
-        for name in ("database-mode", "database-writable", "anchor", "root-key", "policy", "tls-pair"):
+        for name in (
+            "database-mode",
+            "database-writable",
+            "anchor",
+            "root-key",
+            "ledger",
+            "policy",
+            "tls-pair",
+        ):
             assert found[name]["status"] == "ok"
 
     def test_before_the_first_start_nothing_fails_and_nothing_is_made(self, empty: Installation) -> None:
@@ -318,7 +329,7 @@ class TestAnchor:
         (kms.data / "anchor.json").write_text("{")
         found = kms.examine()
         assert found["anchor"]["status"] == "failed"
-        assert found.failed <= {"anchor", "policy"}
+        assert found.failed <= {"anchor", "ledger", "policy"}
 
     def test_one_whose_folder_is_not_there(self, kms: Installation) -> None:
         kms.use(KMS_LEDGER_ANCHOR=str(kms.folder / "unmounted" / "anchor.json"))
@@ -329,6 +340,29 @@ class TestAnchor:
         seen["policy"]["sequence"] += 8
         (kms.data / "anchor.json").write_text(json.dumps(seen))
         kms.examine().says("policy", "failed", "an older database was put in its place")
+
+    def test_one_that_saw_more_of_the_ledger_than_the_database_has(self, kms: Installation) -> None:
+        """What `kms serve` refuses to start on."""
+        seen = json.loads((kms.data / "anchor.json").read_text())
+        seen["ledger"] = {"size": 9, "root": "01" * 32, "place": 9}
+        (kms.data / "anchor.json").write_text(json.dumps(seen))
+        kms.examine().says("ledger", "failed", "this server has seen of 9 entries")
+
+    def test_one_that_was_opened_is_closed(self, kms: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+        closed = []
+
+        async def close(anchor: object) -> None:
+            closed.append(anchor)
+
+        monkeypatch.setattr("kms.anchor.FileAnchor.close", close)
+        kms.examine()
+        assert len(closed) == 1
+
+    @pytest.mark.parametrize("host", ["localhost", "postgres.example.org"])
+    def test_where_postgresql_keeps_its_files_cannot_be_told(self, tmp_path: Path, host: str) -> None:
+        said = _apart(FileAnchor(tmp_path / "anchor.json"), f"postgresql+asyncpg://kms@{host}/kms")
+        assert (said.status, said.name) == (Status.UNKNOWN, "anchor-apart")
+        assert "another one" in said.remedy
 
     def test_one_on_the_disk_of_the_database(self, kms: Installation) -> None:
         kms.examine().says("anchor-apart", "warning", "puts back both")

@@ -4,13 +4,15 @@ import json
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from kms.cli import run
+from kms.cli.ledger_leaves import read_leaves
 from kms.encoding import b64url
 from kms.errors import NotFound
+from kms.guest.errors import AnswerRejected
 from kms.keys.identity import Identity
 from kms.keys.signed import Signed
 from kms.labels import RECEIPT
@@ -18,11 +20,13 @@ from kms.ledger.checkpoint import Checkpoint, CheckpointKey
 from kms.ledger.merkle import inclusion_proof
 from kms.ledger.proofs import InclusionProof
 from kms.ledger.tiles import Edge, hashes_from_tiles
+from kms.operators import Actor, Proof, Role
 from tests.fake_office import FakeOffice
 
 KEY = CheckpointKey(bytes(range(32)), "attested-kms/v1/ledger/0123456789abcdef")
 IDENTITY = Identity.from_prf(b"\x11" * 64)
 SIZE = 450
+ACTOR = Actor(name="ada", role=Role.ADMIN, proof=Proof.COMMAND_LINE)
 
 
 def release_id(index: int) -> str:
@@ -306,3 +310,17 @@ class TestProve:
 def test_the_key_is_alone_on_standard_output(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
     assert kms("key") == 0
     assert capsys.readouterr().out == f"{KEY.verifier_key}\n"
+
+
+@pytest.mark.parametrize("indexes", [[0, 0], [1, 0], [SIZE]])
+async def test_pages_out_of_their_order_are_rejected(indexes: list[int]) -> None:
+    class Liar:
+        @property
+        def ledger(self) -> "Liar":
+            return self
+
+        async def entries(self, *_: object, **__: object) -> dict[str, Any]:
+            return {"entries": [Ledger().item(0) | {"index": each} for each in indexes], "next": None}
+
+    with pytest.raises(AnswerRejected, match="out of its turn"):
+        await read_leaves(cast("Any", Liar()), ACTOR, 0, limit=10)

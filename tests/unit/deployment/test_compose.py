@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -272,3 +273,11 @@ if DOCKER := docker_compose():
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_image_has_every_extra_but_the_one_of_an_hsm() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    synced = re.findall(r"^RUN uv sync (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert len(synced) == 2
+    for options in synced:
+        assert set(re.findall(r"--extra (\S+)", options)) == extras - {"pkcs11"}

@@ -1,7 +1,7 @@
 """Following a ledger that a server shows: what continues, and every way in which it does not."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -242,6 +242,51 @@ class TestWatch:
 
     def _cut(self, log: Log) -> None:
         log.edge = Edge.empty()
+
+    @pytest.mark.parametrize("once", [True, False])
+    def test_a_malformed_answer_is_an_alarm_at_once(
+        self, log: Log, once: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.watch("--once") == 0
+        before = log.note
+        self._fork_and_answer(log, lambda _: b"x" * 31)
+        if once:
+            assert self.watch("--once") == 1
+        else:
+            monkeypatch.setattr("kms.cli.ledger_watch.time.sleep", lambda _: self._cut(log))
+            assert self.watch() == 1
+            assert "ALARM: answer-malformed" in capsys.readouterr().err
+        assert Path("state").read_text() == before
+
+    def test_checkpoints_that_are_never_proven_become_an_alarm(
+        self, log: Log, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("kms.cli.ledger_watch._MOST_UNSHOWN", 3)
+        assert self.watch("--once") == 0
+        before = log.note
+        self._fork_and_answer(log, self._busy)
+        assert self.watch("--once") == 2
+        alarms: list[int] = []
+
+        def look_at_what_was_said(_: float) -> None:
+            alarms.append(capsys.readouterr().err.count("ALARM: not-shown, 3 times"))
+            if len(alarms) == 3:
+                self._cut(log)
+
+        monkeypatch.setattr("kms.cli.ledger_watch.time.sleep", look_at_what_was_said)
+        assert self.watch() == 1
+        assert alarms == [0, 0, 1]
+        assert Path("state").read_text() == before
+
+    def _fork_and_answer(self, log: Log, tile: Callable[[str], bytes]) -> None:
+        """Show another log of more entries, and something else where tiles are asked for."""
+        log.edge, log.tiles = Edge.empty(), {}
+        log.grow(digests(400, 1))
+        answer = log.answer
+        log.answer = lambda path: tile(path) if "/tile/" in path else answer(path)  # type: ignore[method-assign]
+
+    def _busy(self, _: str) -> bytes:
+        raise httpx2.ConnectError("nobody there")
 
     def test_once_without_a_server_is_no_verdict(self, log: Log) -> None:
         log.down = True

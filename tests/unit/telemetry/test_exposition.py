@@ -12,7 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kms.errors import ConfigurationError
 from kms.telemetry import exposition
-from kms.telemetry.exposition import FOLDER_VARIABLE, folder_for_workers, serve_metrics, worker_ended
+from kms.telemetry.exposition import (
+    FOLDER_VARIABLE,
+    folder_for_workers,
+    remove_left_behind,
+    serve_metrics,
+    worker_ended,
+)
 from kms.telemetry.metrics import Metrics
 
 pytestmark = pytest.mark.enable_socket
@@ -135,3 +141,26 @@ async def test_workers_are_one_page_and_what_they_counted_outlives_them() -> Non
         second.end()
     assert FOLDER_VARIABLE not in os.environ
     assert not folder.exists()
+
+
+def test_what_a_killed_supervisor_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exposition, "_MEMORY", tmp_path)
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    left = tmp_path / f"kms-metrics-{gone.pid}-abcdefgh"
+    others = [
+        tmp_path / name for name in (f"kms-metrics-{os.getppid()}-x", "kms-metrics-x", f"else-{gone.pid}-x")
+    ]
+    for each in (left, *others):
+        each.mkdir()
+        (each / "counter_1.db").touch()
+    with folder_for_workers() as folder:
+        assert folder.name.startswith(f"kms-metrics-{os.getpid()}-")
+        assert not left.exists()
+        assert {folder, *others} == set(tmp_path.iterdir())
+    left.mkdir()
+    monkeypatch.setattr("kms.telemetry.exposition.os.getuid", lambda: os.geteuid() + 1)
+    remove_left_behind(tmp_path)
+    assert left.exists(), "it is somebody else's"

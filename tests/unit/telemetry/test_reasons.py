@@ -39,11 +39,7 @@ def test_every_documented_reason_of_a_refusal_is_counted_by_its_name() -> None:
     assert documented - REFUSAL_REASONS == set()
 
 
-def test_every_documented_reason_of_not_being_ready_is() -> None:
-    protocol = (REFERENCE / "protocol.md").read_text()
-    [row] = re.findall(r"^\| `GET /readyz` \|.*$", protocol, re.MULTILINE)
-    listed = codes(row) - {"not-ready"}
-    assert listed - NOT_READY_REASONS == set()
+def test_every_documented_reason_of_the_root_key_is_one_not_to_be_ready() -> None:
     for row in table("keys.md", "| reason | means |"):
         assert codes(row.split("|")[1]) <= NOT_READY_REASONS
 

@@ -1,11 +1,16 @@
 """Every alert fires when it should, and none on a server that is well; as promtool says."""
 
+import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from kms.settings import load_settings
+from kms.telemetry.metrics import Metrics
+from kms.wiring import open_kms
 from tests.servers.prometheus import promtool
 
 RULES = Path(__file__).parents[3] / "ops" / "prometheus" / "attested-kms.rules.yml"
@@ -39,6 +44,10 @@ def well() -> dict[str, dict[str, str]]:
         here("up", constant(1)),
         here("kms_ready", constant(1)),
         here("kms_http_requests_total", RISING, route="/v1/releases", status="200"),
+        *(
+            here("kms_http_requests_total", STEADY, route="/v1/releases", status=status)
+            for status in ("500", "503")
+        ),
         here("kms_http_requests_total", RISING, route="/readyz", status="503"),
         here("kms_http_request_duration_seconds_bucket", RISING, route="/v1/releases", le="0.005"),
         here("kms_http_request_duration_seconds_bucket", RISING, route="/v1/releases", le="+Inf"),
@@ -49,13 +58,14 @@ def well() -> dict[str, dict[str, str]]:
         here("kms_refusals_total", STEADY, code="collateral-unavailable", product="unknown"),
         here("kms_not_ready", constant(0), reason="root-key-sealed"),
         here("kms_not_ready", constant(0), reason="database-unavailable"),
+        here("kms_not_ready", constant(0), reason="ledger-not-followed"),
         here("kms_root_failures_total", STEADY, provider="file", reason="root-key-slow"),
         here("kms_database_commit_failures_total", STEADY),
         here("kms_database_decisions_waiting", constant(3)),
         here("kms_database_decisions_waiting_limit", constant(4096)),
-        here("kms_kds_requests_total", STEADY, service="kds", outcome="failed"),
-        here("kms_kds_requests_total", RISING, service="kds", outcome="answered"),
-        here("kms_kds_breaker_open", constant(0), service="kds"),
+        here("kms_kds_requests_total", STEADY, service="kdsintf.amd.com", outcome="failed"),
+        here("kms_kds_requests_total", RISING, service="kdsintf.amd.com", outcome="answered"),
+        here("kms_kds_breaker_open", constant(0), service="kdsintf.amd.com"),
         here("kms_revocation_list_next_update_timestamp_seconds", constant(0), line="vlek-milan"),
         here("kms_revocation_list_next_update_timestamp_seconds", constant(30 * DAY), line="vcek-milan"),
         here("kms_endorsement_certificate_expiry_timestamp_seconds", constant(0), line="a", role="ark"),
@@ -69,7 +79,7 @@ def well() -> dict[str, dict[str, str]]:
         here("kms_ledger_entries_waiting", constant(3)),
         here("kms_ledger_checkpoint_timestamp_seconds", f"0+60x{MINUTES}"),
         here("kms_ledger_entries_not_authentic", constant(0)),
-        here("kms_ledger_rolled_back", constant(0)),
+        here("kms_ledger_refused", constant(0)),
         here("kms_development_mode", constant(0)),
         here("kms_tls_certificate_expiry_timestamp_seconds", constant(90 * DAY)),
         here("kms_clock_timestamp_seconds", f"0+60x{MINUTES}"),
@@ -111,10 +121,10 @@ CASES: dict[str, tuple[list[dict[str, str]], int]] = {
         104,
     ),
     "KmsKdsFailing": (
-        [here("kms_kds_requests_total", f"0+60x{MINUTES}", service="kds", outcome="failed")],
+        [here("kms_kds_requests_total", f"0+60x{MINUTES}", service="kdsintf.amd.com", outcome="failed")],
         40,
     ),
-    "KmsKdsBreakerOpen": ([here("kms_kds_breaker_open", constant(1), service="kds")], 10),
+    "KmsKdsBreakerOpen": ([here("kms_kds_breaker_open", constant(1), service="kdsintf.amd.com")], 10),
     "KmsCertificatesUnavailable": (
         [here("kms_refusals_total", RISING, code="collateral-unavailable", product="unknown")],
         30,
@@ -138,7 +148,7 @@ CASES: dict[str, tuple[list[dict[str, str]], int]] = {
         5,
     ),
     "KmsCheckpointOld": ([here("kms_ledger_checkpoint_timestamp_seconds", constant(60))], 10),
-    "KmsLedgerRolledBack": ([here("kms_ledger_rolled_back", constant(1))], 1),
+    "KmsLedgerRefused": ([here("kms_ledger_refused", constant(1))], 1),
     "KmsLedgerNotAuthentic": ([here("kms_ledger_entries_not_authentic", constant(1))], 1),
     "KmsDevelopmentMode": ([here("kms_development_mode", constant(1))], 1),
     "KmsTlsCertificateExpiring": (
@@ -206,6 +216,42 @@ def test_each_alert_fires_and_no_other(tmp_path: Path) -> None:
             series[each["series"]] = each
         tests.append(firing(series, minute, *sorted({name} | ALSO.get(name, set()))))
     run(tmp_path, *tests)
+
+
+def test_an_old_checkpoint_wakes_somebody_where_nobody_can_look_at_the_ledger(tmp_path: Path) -> None:
+    """What waits is then as it was at the last look: nothing."""
+    series = well()
+    for each in (
+        here("kms_ledger_checkpoint_timestamp_seconds", constant(60)),
+        here("kms_ledger_entries_waiting", constant(0)),
+    ):
+        series[each["series"]] = each
+    idle = firing(series, 10)
+    failing = here("kms_not_ready", constant(1), reason="ledger-not-followed")
+    run(tmp_path, idle, firing(series | {failing["series"]: failing}, 10, "KmsCheckpointOld"))
+
+
+async def test_what_is_counted_begins_at_0_as_it_does_here(tmp_path: Path) -> None:
+    """Else the first would be no increase: `increase` knows nothing of a series that was not there."""
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "none.yaml").write_text("kind: revoked\nname: none\n")
+    environment = {"KMS_DATA_DIR": str(tmp_path / "data"), "KMS_POLICY_DIR": str(tmp_path / "policies")}
+    metrics = Metrics()
+    async with open_kms(load_settings(None, environment)[0], asyncio.Event(), metrics=metrics):
+        served = {
+            (sample.name, *sorted(sample.labels.items())): sample.value
+            for family in metrics.registry.collect()
+            for sample in family.samples
+        }
+    counted = [
+        each["series"] for changed, _ in CASES.values() for each in changed if "_total{" in each["series"]
+    ]
+    assert len(counted) > 10
+    for series in counted:
+        name, _, labels = series.partition("{")
+        named = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        del named["job"], named["instance"]
+        assert served.get((name, *sorted(named.items()))) == 0, series
 
 
 def test_no_metrics_at_all_is_all_servers_down(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from kms.telemetry.releases import Releases
 from kms.telemetry.traces import Traces
 from kms.wiring.telemetry import open_releases
 from tests.servers.collector import Collector
-from tests.servers.vault import free_port
+from tests.servers.ports import free_port
 
 pytestmark = pytest.mark.enable_socket
 ID = "0123456789abcdef0123456789abcdef"
