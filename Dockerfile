@@ -8,12 +8,12 @@ ENV UV_PROJECT_ENVIRONMENT=/opt/attested-kms UV_PYTHON=/usr/local/bin/python3.11
 WORKDIR /source
 # The libraries first: a change of ours does not fetch them again.
 COPY pyproject.toml uv.lock ./
-RUN uv sync --locked --no-dev --no-install-project
+RUN uv sync --locked --no-dev --extra traces --no-install-project
 COPY README.md LICENSE ./
 COPY migrations migrations
 COPY policies policies
 COPY kms kms
-RUN uv sync --locked --no-dev --no-editable
+RUN uv sync --locked --no-dev --extra traces --no-editable
 
 FROM python:3.11.15-slim
 # The image of slim Debian, less what only an attacker would use.

@@ -23,6 +23,7 @@ from kms.desk import ReleaseDesk
 from kms.errors import LedgerUnavailable
 from kms.http.observing import Observed
 from kms.kds.breaker import State
+from kms.kds.client import OUTCOMES
 from kms.kds.service import CollateralService
 from kms.ledger_following import FollowedLedger
 from kms.policy.documents import KINDS
@@ -71,7 +72,8 @@ class Figures:
         self._sequence = 0
         self._clocks: tuple[datetime, float] | None = None
         server, collateral = metrics.server, metrics.collateral
-        look_ups = parts.collateral.status().look_ups
+        status = parts.collateral.status()
+        look_ups = status.look_ups
         self._totals = (
             _Total(server.log_lines_lost, log_lines_lost),
             _Total(server.cpu_seconds, _processor_seconds),
@@ -86,6 +88,10 @@ class Figures:
         server.development.set(parts.desk.development)
         server.tls_expiry.set(parts.tls_expiry.timestamp())
         metrics.database.waiting_limit.set(MOST_WAITING)
+        for service in status.services:
+            for outcome in OUTCOMES:
+                # Counted from the first scrape on, as 0: a rate needs a value before the first one.
+                collateral.kds_requests.labels(service.host, outcome)
         self._background = Background("figures", self._round)
 
     def start(self) -> None:
@@ -105,10 +111,10 @@ class Figures:
         now = self._parts.desk.clock()
         self._look_at_process(now)
         self._look_at_services()
+        self._look_at_ledger()
         await self._look_at_readiness()
         with suppress(LedgerUnavailable):  # readiness says it
             await self._look_at_policy(now)
-            self._look_at_ledger()
             await self._look_at_certificates()
 
     def _look_at_process(self, now: datetime) -> None:
@@ -163,7 +169,7 @@ class Figures:
         metrics.waiting.set(figures.waiting)
         metrics.checkpoint_made.set(_seconds(figures.checkpoint_made_at))
         metrics.not_authentic.set(figures.not_authentic)
-        metrics.rolled_back.set(figures.rolled_back)
+        metrics.refused.set(figures.refused)
 
     async def _look_at_certificates(self) -> None:
         now = self._parts.monotonic()

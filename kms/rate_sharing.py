@@ -48,8 +48,12 @@ class Takings(Protocol):
         """
         ...
 
-    async def told(self, server: str) -> Mapping[tuple[str, int], Mapping[str, int]]:
+    async def told(
+        self, server: str, after: Mapping[str, int], *, since: int
+    ) -> Mapping[tuple[str, int], Mapping[str, int]]:
         """Give what the other servers have written: of each server and period, who took how much.
+
+        Of the servers in `after` only the periods after that, of all others those from `since` on.
 
         Raises:
             LedgerUnavailable: the database did not answer.
@@ -71,6 +75,7 @@ class SharedLimits:
         self._period = 0  # the last that was told
         self._forget_at = 0
         self._charged: dict[str, int] | None = None  # the last period of each other server
+        self._heard_since = 0  # the first period that counts: what is older is of servers that are no more
         self._untold: dict[str, int] = {}
         self._failing = False
         self._sharing = Background("rate-sharing", self.share, pause=_EVERY)
@@ -92,7 +97,9 @@ class SharedLimits:
         try:
             if self._untold:
                 await self._tell()
-            self._charge(await self._takings.told(self._server))
+            self._heard_since = max(self._heard_since, self._now() - _KEPT_OF_OTHERS)
+            charged = self._charged or {}
+            self._charge(await self._takings.told(self._server, charged, since=self._heard_since))
         except LedgerUnavailable as error:
             # What is old by the time the database is back is not worth telling.
             self._untold = {}
@@ -103,7 +110,7 @@ class SharedLimits:
             self._failing = False
 
     async def _tell(self) -> None:
-        self._period = max(self._period + 1, int(time.time() / _EVERY))
+        self._period = max(self._period + 1, self._now())
         await self._takings.tell(self._server, self._period, self._untold)
         self._untold = {}
         if self._period >= self._forget_at:
@@ -113,14 +120,19 @@ class SharedLimits:
             )
 
     def _charge(self, told: Mapping[tuple[str, int], Mapping[str, int]]) -> None:
-        last = self._charged
-        self._charged = {}
+        # What there was before this server started is not its business.
+        starting = self._charged is None
+        charged = dict(self._charged or {})
         for (server, period), taken in told.items():
-            self._charged[server] = max(self._charged.get(server, 0), period)
-            # What there was before this server started is not its business.
-            if last is None or period <= last.get(server, 0):
+            charged[server] = max(charged.get(server, 0), period)
+            if starting:
                 continue
             for name, tokens in taken.items():
                 kind, _, key = name.partition(":")
                 if kind in self._buckets:
                     self._buckets[kind].charge(key, tokens)
+        self._charged = {server: last for server, last in charged.items() if last >= self._heard_since}
+
+    @staticmethod
+    def _now() -> int:
+        return int(time.time() / _EVERY)

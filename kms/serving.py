@@ -29,10 +29,10 @@ _log = structlog.get_logger("kms.start")
 
 _KEEP_ALIVE: Final = 75  # seconds
 _GRACE: Final = 20  # seconds for requests in flight when the server is told to stop
-_MOST_CONNECTIONS: Final = 16_384
+MOST_CONNECTIONS: Final = 16_384
 # A rack of guests behind one address may all come at once; half of the places stay for everybody else.
 _MOST_OF_ONE_NETWORK: Final = 2048
-_FILES_BESIDES: Final = 128  # descriptors for the database, the logs, the policy folder
+FILES_BESIDES: Final = 128  # descriptors for the database, the logs, the policy folder
 
 
 async def serve(settings: Settings, inherited: Inherited | None = None) -> None:
@@ -87,7 +87,7 @@ class _Server(GuardedServer):
         settings: Settings,
         listening: Callable[[], None],
     ) -> None:
-        most = min(_MOST_CONNECTIONS, _open_files() - _FILES_BESIDES)
+        most = min(MOST_CONNECTIONS, _open_files() - FILES_BESIDES)
         super().__init__(
             kms.app,
             listener,
@@ -128,12 +128,12 @@ class _Server(GuardedServer):
 def _open_files() -> int:
     """Allow as many open files as the system does, and give their number."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_CONNECTIONS + _FILES_BESIDES
+    wanted = MOST_CONNECTIONS + FILES_BESIDES
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return wanted
     allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < 2 * _FILES_BESIDES:
+    if allowed < 2 * FILES_BESIDES:
         raise ConfigurationError(
             f"only {allowed} open files are allowed", remedy="raise the limit (ulimit -n, LimitNOFILE=)"
         )

@@ -24,8 +24,8 @@ from kms.snp.revocation_list import MAX_LENGTH
 LARGEST: Final = {VcekOf: 16 << 10, ChainOf: 64 << 10, RevocationListOf: 2 * MAX_LENGTH}
 RANDOM: Final = SystemRandom().random
 _LATE: Final = 0.001  # seconds: a timer must not ring too early
-
-
+# Of a request; see `outcome_of`.
+OUTCOMES: Final = ("answered", "missing", "throttled", "failed")
 ObserveRequest: TypeAlias = Callable[[str, str, float], None]
 
 
@@ -34,7 +34,7 @@ def unobserved(_host: str, _outcome: str, _seconds: float) -> None:
 
 
 def outcome_of(answer: Answer) -> str:
-    """Name an answer, for whoever measures: ``answered``, ``missing``, ``throttled`` or ``failed``."""
+    """Name an answer, for whoever measures: one of `OUTCOMES`."""
     match answer:
         case Body():
             return "answered"

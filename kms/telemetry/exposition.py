@@ -27,6 +27,7 @@ _WITHIN: Final = 5.0  # seconds, for all of a request and its answer
 _MOST_AT_ONCE: Final = 16
 # What counts upwards only: it stays when its process is gone.
 _COUNTING: Final = ("counter", "histogram")
+_PREFIX: Final = "kms-metrics-"  # and the pid of whoever made the folder
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 -- a folder of our own is made in it
 
 
@@ -61,17 +62,27 @@ def folder_for_workers() -> Iterator[Path]:
     """Make the folder that workers write their metrics to, and name it to those started meanwhile.
 
     In memory where that can be had: the files are mapped, and a mapped page for which a disk has no room
-    kills the process that writes it.
+    kills the process that writes it. What a supervisor left behind that was killed is removed.
     """
-    folder = Path(
-        tempfile.mkdtemp(prefix="kms-metrics-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
-    )
+    place = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    remove_left_behind(place)
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place))
     os.environ[FOLDER_VARIABLE] = str(folder)
     try:
         yield folder
     finally:
         del os.environ[FOLDER_VARIABLE]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_left_behind(place: Path = _MEMORY) -> None:
+    """Remove this user's folders of processes that are no more, which nobody else would until a restart."""
+    for folder in place.glob(f"{_PREFIX}*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        # Everybody may make a folder of such a name there.
+        with contextlib.suppress(OSError):
+            if owner.isdecimal() and folder.lstat().st_uid == os.getuid() and not _runs(int(owner)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def worker_ended(folder: Path, pid: int) -> None:
@@ -90,6 +101,10 @@ def worker_ended(folder: Path, pid: int) -> None:
             finally:
                 ended.close()
             file.unlink()
+
+
+def _runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def _page_of(source: CollectorRegistry | Path) -> Callable[[], bytes]:

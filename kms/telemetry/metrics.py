@@ -184,8 +184,8 @@ class _Ledger:
             "Entries that are never sequenced: no server made them as they stand, or they were removed",
             "livemax",
         )
-        self.rolled_back = make.gauge(
-            "kms_ledger_rolled_back",
+        self.refused = make.gauge(
+            "kms_ledger_refused",
             "1 while nothing may be recorded: the ledger is older than it was, or was changed",
             "livemax",
         )

@@ -18,7 +18,10 @@ _log = structlog.get_logger("kms.telemetry")
 UNKNOWN_PRODUCT: Final = "unknown"
 _NANOSECONDS: Final = 1e-9
 # Counted from the first scrape on, as 0: a rate needs a value before the first one.
-_EXPECTED: Final = ("evidence-untrusted", "measurement-unknown", "policy-denied", "epoch-unavailable")
+_EXPECTED: Final = (
+    *("evidence-untrusted", "measurement-unknown", "policy-denied", "epoch-unavailable"),
+    "collateral-unavailable",
+)
 _MOST_CODES: Final = 64
 
 # A step and when it began, in nanoseconds of `perf_counter_ns`.

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sqlite3
 import ssl
 import subprocess
@@ -17,14 +16,9 @@ from typing import Self
 import httpx2
 
 from tests.conformance.own_client import Client
+from tests.servers.ports import free_port
 
 START_TIMEOUT = 60.0
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:

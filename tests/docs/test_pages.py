@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from kms.cli import COMMANDS, run
+from kms.database import faults
 from kms.encoding import from_base64
 from kms.http.problems import KINDS
 from kms.settings import Settings
@@ -26,6 +27,7 @@ from kms.simulator.hierarchy import AmdHierarchy
 from kms.simulator.machine import SimulatedMachine, describe
 from kms.snp.certificate_table import parse_table
 from kms.snp.product import Product
+from kms.telemetry.reasons import NOT_READY_REASONS
 from tests.docs import commands_page
 from tests.world import NOW, World, document, open_world
 
@@ -36,7 +38,7 @@ OPERATOR = (ROOT / "docs" / "guides" / "operator.md").read_text()
 
 # Make targets, and programs that are not ours.
 FOREIGN = {"make", "openssl", "sqlite3", "curl", "cryptsetup", "ssh-keygen", "sha256sum"}
-FOREIGN |= {"docker", "env", "install", "pg_dump", "psql", "systemctl", "systemd-sysusers"}
+FOREIGN |= {"docker", "env", "install", "pg_dump", "psql", "sudo", "systemctl", "systemd-sysusers"}
 FOREIGN |= {"promtool", "cat", "chmod", "echo", "export", "kill", "rm", "sed", "umask", "wait"}
 # In the place of one that a page only begins.
 REVISION = f"sha256:{'38d1' * 16}"
@@ -58,6 +60,8 @@ def kms_commands(text: str) -> Iterator[list[str]]:
             words = shlex.split(whole, comments=True)
             while words and re.fullmatch(r"KMS_[A-Z_]+=.*", words[0]):
                 words = words[1:]
+            if words[0] == "systemd-run":
+                words = ["kms", *words[words.index("/opt/attested-kms/bin/kms") + 1 :]]
             if words[0] == "kms":
                 yield list(takewhile(lambda word: not REDIRECTION.fullmatch(word), words[1:]))
             else:
@@ -197,11 +201,24 @@ def test_every_reason_that_a_guest_may_be_told_is_documented() -> None:
     assert told - documented == set()
 
 
-def test_every_reason_not_to_be_ready_is_documented() -> None:
+def test_the_reasons_not_to_be_ready_are_those_of_the_code() -> None:
+    section = PROTOCOL[PROTOCOL.index("### Not ready") : PROTOCOL.index("### The other routes")]
+    rows = re.findall(r"^\| (`[^|]*`) \| ([^|]+) \|$", section, re.MULTILINE)
+    listed = [reason for reasons, _ in rows for reason in re.findall(r"`([a-z-]+)`", reasons)]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == NOT_READY_REASONS
     source = (ROOT / "kms" / "readiness.py").read_text()
-    named = set(re.findall(r'"([a-z]+-[a-z-]+)"', source))
-    assert "policy-missing" in named
-    assert named <= set(re.findall(r"`([a-z-]+)`", PROTOCOL))
+    assert set(re.findall(r'"([a-z]+-[a-z-]+)"', source)) <= NOT_READY_REASONS
+    # What keeps the server from recording, guests are told, too.
+    told = set(re.findall(r"`([a-z-]+)`", _row(PROTOCOL, "ledger-unavailable")))
+    assert {value for name, value in vars(faults).items() if name.isupper() and name[0] != "_"} <= told
+    assert {each for each in listed if each.startswith("anchor-")} <= told
+
+
+def _row(page: str, code: str) -> str:
+    """Give the row of a code in the table of reasons."""
+    table = page[page.index("| code | reasons |") :]
+    return table[table.index(f"| `{code}` |") :].partition("\n")[0]
 
 
 def _reasons(tree: ast.Module) -> Iterator[str]:

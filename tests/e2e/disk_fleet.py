@@ -20,10 +20,11 @@ from kms.keys.envelope import Payload
 from kms.keys.names import KeyName, KeyRequest, Scope
 from kms.keys.sealing import Suite
 from kms.measurement.images import Binding
-from tests.conformance.own_server import Server, free_port
+from tests.conformance.own_server import Server
 from tests.e2e.disks import Disk
 from tests.e2e.rack import Guest, Rack
 from tests.e2e.wire import Notebook
+from tests.servers.ports import free_port
 
 LEDGER = AppId.from_hex("1ed9e2" + "0b" * 17)
 DATA = 128 << 10  # bytes on each disk

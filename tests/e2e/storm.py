@@ -4,14 +4,13 @@ import asyncio
 import secrets
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Mapping
-from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.conformance.own_server import Server
+from tests.servers.ports import free_port
 from tests.servers.postgresql import PostgresServer
 
 
@@ -27,7 +26,7 @@ class Cluster:
     def start(self) -> None:
         """Start the first, then the others with what it has made."""
         for number in range(self.count):
-            port = _port()
+            port = free_port()
             data = self.folder / f"server-{number}"
             if number:
                 data.mkdir(mode=0o700)
@@ -91,15 +90,6 @@ class Cluster:
                 each.process.terminate()
         for each in self.servers:
             each.stop()
-
-
-def _port() -> int:
-    """Give a port that no client's connection takes while its server is down: below the ephemeral ones."""
-    while True:
-        port = 20_000 + secrets.randbelow(10_000)
-        with closing(socket.socket()) as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.own_server import free_port
 from tests.e2e.test_walkthrough import PORT, matches, shell, steps, wait_for_server
+from tests.servers.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
 

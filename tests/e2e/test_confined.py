@@ -11,7 +11,8 @@ import httpx2
 import pytest
 
 from tests.e2e.topology import Process
-from tests.servers.vault import free_port, wait_until
+from tests.servers.ports import free_port
+from tests.servers.vault import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
 
@@ -31,7 +32,7 @@ def test_it_needs_no_memory_that_is_writable_and_executable(tmp_path: Path) -> N
     """`MemoryDenyWriteExecute=yes` of the unit: everything that the server loads lives with it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_GET_MDWE, 0, 0, 0, 0) < 0 and ctypes.get_errno() == errno.EINVAL:
-        pytest.skip("this kernel is older than 6.3, so memory that is writable and executable is not denied")
+        pytest.skip("it needs Linux 6.3 (PR_SET_MDWE): only there a process can deny itself such memory")
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "none.yaml").write_text("kind: revoked\nname: none\n")
     port = free_port()

@@ -14,10 +14,11 @@ from kms.keys.names import KeyRequest
 from kms.keys.sealing import Suite
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product
-from tests.conformance.own_server import Server, free_port
+from tests.conformance.own_server import Server
 from tests.docs.metrics_page import rows
 from tests.e2e.rack import Guest, Rack
 from tests.e2e.wire import noted
+from tests.servers.ports import free_port
 from tests.servers.prometheus import Prometheus, find_program, get, prometheus_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
@@ -101,8 +102,8 @@ def test_releases_and_refusals_are_seen(scene: Scene) -> None:
 def test_every_metric_is_in_the_page_and_nothing_of_a_guest_is(scene: Scene) -> None:
     page = get(scene.metrics)
     served = set(re.findall(r"^# TYPE (kms_\w+) ", page, re.MULTILINE))
-    # Nobody was asked: there is no service, and the root is a file that answers.
-    unused = {"kms_kds_request_duration_seconds", "kms_kds_requests_total", "kms_root_failures_total"}
+    # Nobody was asked: there is no service.
+    unused = {"kms_kds_request_duration_seconds", "kms_kds_requests_total"}
     unused |= {"kms_kds_breaker_open", "kms_kds_budget_requests"}
     assert {row.name for row in rows()} - served <= unused
     guest = scene.rack.guest(0)

@@ -136,10 +136,11 @@ class TestDoctor:
             "database-writable",
             "root-key",
             "policy",
-            "anchor-apart",
+            "ledger",
         ):
             assert found[name][0] == "ok", found[name]
         assert "PostgreSQL" in found["database"][1]
+        assert found["anchor-apart"][0] == "unknown"
         assert found["development-mode"][0] == "warning"
         assert found["clock"][0] == "ok"
         assert "the database" in found["clock"][1]

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from tests.conformance.own_server import environment, free_port
+from tests.conformance.own_server import environment
+from tests.servers.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -22,6 +23,7 @@ from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product
 from tests.conformance.own_server import Server, refuse_to_start
 from tests.e2e.rack import KEYS, Guest, Rack
+from tests.e2e.wire import Notebook, noted
 from tests.servers.vault import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
@@ -77,6 +79,14 @@ def runs(pid: int) -> bool:
     return state != "Z"
 
 
+def listens(server: Server) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", server.port), 5).close()
+    except ConnectionError:
+        return False
+    return True
+
+
 def events(server: Server, name: str) -> list[dict[str, object]]:
     lines = [json.loads(line) for line in server.log_text().splitlines() if line.startswith("{")]
     return [line for line in lines if line["event"] == name]
@@ -89,7 +99,18 @@ def readiness(server: Server) -> tuple[int, str, str | None]:
     return answer.status_code, answer.text, answer.headers.get("connection")
 
 
-def fetch(server: Server, guest: Guest, *, deadline: float = 30.0) -> tuple[ReleasedKey, ...]:
+def stops(server: Server) -> bool:
+    """Whether whoever answers says that it stops, and keeps no connection."""
+    answers = [readiness(server) for _ in range(5)]
+    return all(
+        (status, connection) == (503, "close") and '"stopping"' in body
+        for status, body, connection in answers
+    )
+
+
+def fetch(
+    server: Server, guest: Guest, *, deadline: float = 30.0, notebook: Notebook | None = None
+) -> tuple[ReleasedKey, ...]:
     client = KeyClient(
         server.url,
         ca_file=server.ca,
@@ -97,8 +118,15 @@ def fetch(server: Server, guest: Guest, *, deadline: float = 30.0) -> tuple[Rele
         source=guest,
         suite=Suite.X25519_SEALEDBOX,
         deadline=deadline,
+        transport=notebook,
     )
     return client.fetch(KEYS, app_document=guest.document).keys
+
+
+def wait_until_asked(notebook: Notebook, guests: int) -> None:
+    """Wait until so many guests have their challenges, and sent what they ask with them."""
+    wait_until(lambda: [each.path for each in notebook.answers].count("/v1/challenges") == guests)
+    time.sleep(0.5)
 
 
 class TestWorkers:
@@ -172,14 +200,13 @@ class TestEnd:
     def test_a_release_that_is_being_recorded_reaches_its_guest(self, rack: Rack, server: Server) -> None:
         """The record is held up, the server is told to stop, the record goes on: the keys arrive."""
         workers = workers_of(server)
-        with ThreadPoolExecutor(8) as pool, write_lock(server) as lock:
-            fetching = [pool.submit(fetch, server, rack.guest(number)) for number in range(8)]
-            time.sleep(1.5)
+        with noted(server.ca) as notebook, ThreadPoolExecutor(8) as pool, write_lock(server) as lock:
+            guests = [rack.guest(number) for number in range(8)]
+            fetching = [pool.submit(fetch, server, guest, notebook=notebook) for guest in guests]
+            wait_until_asked(notebook, 8)
             assert not any(each.done() for each in fetching)
             server.process.send_signal(signal.SIGTERM)
-            time.sleep(0.7)
-            with pytest.raises(ConnectionError):
-                socket.create_connection(("127.0.0.1", server.port), 5)
+            wait_until(lambda: not listens(server))
             assert server.alive()
             assert all(map(runs, workers))
             lock.rollback()
@@ -192,9 +219,9 @@ class TestEnd:
     @pytest.mark.parametrize("times", [2, 3])
     def test_who_insists_is_not_kept_waiting(self, rack: Rack, server: Server, times: int) -> None:
         workers = workers_of(server)
-        with ThreadPoolExecutor(1) as pool, write_lock(server) as lock:
-            fetching = pool.submit(fetch, server, rack.guest(1), deadline=4.0)
-            time.sleep(1.0)
+        with noted(server.ca) as notebook, ThreadPoolExecutor(1) as pool, write_lock(server) as lock:
+            fetching = pool.submit(fetch, server, rack.guest(1), deadline=4.0, notebook=notebook)
+            wait_until_asked(notebook, 1)
             for _ in range(times):
                 server.process.send_signal(signal.SIGTERM)
                 time.sleep(0.3)
@@ -207,15 +234,11 @@ class TestEnd:
                 fetching.result(40)
 
     def test_balancers_are_told_before_the_door_closes(self, rack: Rack, tmp_path: Path) -> None:
-        for server in started(rack, tmp_path, workers=2, KMS_DRAIN="2"):
+        for server in started(rack, tmp_path, workers=2, KMS_DRAIN="6"):
             server.process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            for _ in range(5):
-                status, body, connection = readiness(server)
-                assert (status, connection) == (503, "close")
-                assert '"stopping"' in body
+            wait_until(partial(stops, server), within=5)
             fetch(server, rack.guest(1))
-            assert server.process.wait(10) == 0
+            assert server.process.wait(20) == 0
 
 
 class write_lock:  # noqa: N801 -- a context manager

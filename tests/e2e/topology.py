@@ -19,8 +19,9 @@ import yaml
 
 from tests.conformance.own_server import environment
 from tests.environment_file import read_environment
+from tests.servers.ports import free_port
 from tests.servers.postgresql import GUARDED, PostgresServer
-from tests.servers.vault import find_vault, free_port
+from tests.servers.vault import find_vault
 
 ROOT: Final = Path(__file__).parents[2]
 OPS: Final = ROOT / "ops"

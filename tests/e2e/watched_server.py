@@ -12,9 +12,10 @@ from pathlib import Path
 
 import httpx2
 
-from tests.conformance.own_server import Server, environment, free_port
+from tests.conformance.own_server import Server, environment
 from tests.e2e.wire import Notebook
 from tests.servers.collector import Collector
+from tests.servers.ports import free_port
 from tests.servers.prometheus import get
 
 # A defect where an app's secret is in local variables; it shows as soon as a file is there.

@@ -11,11 +11,11 @@ from typing import Final, cast
 import pytest
 from typing_extensions import override
 
-from kms.anchor import Anchor, AnchorUnusable, FileAnchor
+from kms.anchor import Anchor, AnchorUnusable, FileAnchor, Seen
 from kms.errors import ConfigurationError, LedgerUnavailable
 from kms.keys.epochs import KeyProgress
 from kms.keys.root_messages import Mode
-from kms.ledger_ports import ROLLED_BACK, SeenLedger
+from kms.ledger_ports import ROLLED_BACK, AnchoredLedger, SeenLedger
 from kms.policy.history import Head
 from kms.policy_authority import PolicyUntrusted
 from kms.rootkey import RootAccess
@@ -180,6 +180,16 @@ async def test_what_an_operator_accepts_goes_back(anchor: Anchor, another: Ancho
     assert await anchor.read() == Head(7, A)
 
 
+async def test_what_an_operator_accepts_is_counted(place: Place, anchor: Anchor, another: Anchor) -> None:
+    assert await anchor.anchored_ledger() == AnchoredLedger(ledger=SeenLedger.nothing(), accepted=0)
+    await anchor.remember_ledger(LEDGER)
+    for _ in range(2):
+        await another.accept_ledger(SeenLedger.nothing())
+    await anchor.remember_ledger(LEDGER)
+    assert await another.anchored_ledger() == AnchoredLedger(ledger=LEDGER, accepted=2)
+    assert place.content() == {"ledger": {"size": 12, "root": "01" * 32, "place": 14, "accepted": 2}}
+
+
 async def test_members_of_others_are_kept(place: Place, anchor: Anchor) -> None:
     place.overwrite({"later": {"more": [1]}, "policy": {"sequence": 1, "revision": A}})
     await anchor.remember_ledger(LEDGER)
@@ -201,6 +211,7 @@ async def test_members_of_others_are_kept(place: Place, anchor: Anchor) -> None:
         {"ledger": {"size": -1, "root": "01" * 32, "place": 14}},
         {"ledger": {"size": "12", "root": "01" * 32, "place": 14}},
         {"ledger": {"size": 12, "root": "01" * 32, "place": 14, "more": 1}},
+        {"ledger": {"size": 12, "root": "01" * 32, "place": 14, "accepted": -1}},
         {"policy": {"sequence": 7, "revision": A}, "keys": {}},
     ],
     ids=json.dumps,
@@ -267,6 +278,37 @@ class TestVault:
         assert await fresh.read_ledger() == LEDGER
         await anchor.close()
         await fresh.close()
+
+    async def test_an_answer_that_was_overtaken_makes_nothing_forgotten(
+        self, vault: VaultServer, vault_place: VaultPlace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Vault goes away right after it; what was seen last still is what this server knows."""
+        anchor, another = vault_place.anchor(), vault_place.anchor()
+        await another.remember_ledger(LEDGER)
+        read, answered, go_on = VaultAnchor._read, asyncio.Event(), asyncio.Event()
+
+        async def held_up(each: VaultAnchor) -> tuple[int, Seen]:
+            answer = await read(each)
+            if not answered.is_set():
+                answered.set()
+                await go_on.wait()
+            return answer
+
+        monkeypatch.setattr(VaultAnchor, "_read", held_up)
+        older = asyncio.create_task(anchor.read_ledger())
+        await answered.wait()
+        larger = SeenLedger(size=13, root=b"\x03" * 32, place=15)
+        await another.remember_ledger(larger)
+        assert await anchor.read_ledger() == larger
+        go_on.set()
+        assert await older == larger
+        vault.seal()
+        try:
+            assert await anchor.read_ledger() == larger
+        finally:
+            vault.unseal()
+        await anchor.close()
+        await another.close()
 
     async def test_one_that_was_deleted_is_not_a_new_one(self, vault_place: VaultPlace) -> None:
         anchor = vault_place.anchor()

@@ -14,7 +14,8 @@ from typing import Any, Final, Self
 
 import pytest
 
-from tests.servers.vault import free_port, wait_until
+from tests.servers.ports import free_port
+from tests.servers.vault import wait_until
 
 _DEBIAN: Final = Path("/usr/lib/postgresql")
 _UNPRIVILEGED: Final = ("postgres", "nobody")

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.servers.vault import free_port
+from tests.servers.ports import free_port
 
 # Nothing of the environment: neither a proxy nor a name server has a part in this.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -27,6 +27,7 @@ from kms.keys.root_messages import Mode
 from kms.rootkey.provider import RootAccess
 from kms.rootkey.vault_access import AppRole, Kubernetes, TokenFile, VaultAccess
 from tests.certificates import SERVER, Authority, pem, write
+from tests.servers.ports import free_port
 
 _MODULE: Final = Path(__file__).with_name("vault_server") / "go.mod"
 _VERSION: Final = re.compile(r"^require github\.com/hashicorp/vault v(\S+)$", re.MULTILINE)
@@ -322,11 +323,6 @@ class SlowProxy:
 def write_private(path: Path, text: str) -> None:
     path.touch(mode=0o600)
     path.write_text(text)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return cast("int", listener.getsockname()[1])
 
 
 def wait_until(true: Callable[[], bool], *, within: float = 20.0) -> None:
