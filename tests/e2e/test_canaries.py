@@ -108,8 +108,8 @@ def test_it_was_a_whole_life(life: Life) -> None:
     """Else nothing would have been found in what did not happen."""
     assert {answer.status for answer in life.notebook.answers} == STATUSES
     log = life.server.log_text()
-    assert '"exc_value": "a defect"' in log
-    assert '"name": "derive"' in log
+    assert '"exc_value":"a defect"' in log
+    assert '"name":"derive"' in log
     kinds = {name.split()[1].partition("@")[0] for name in life.secrets if name.startswith("released ")}
     plain = {"disk", "env", "signing", "tls", "custom:db/main"}
     assert kinds == plain | {"dstack:disk", "dstack:env", "dstack:k256"}

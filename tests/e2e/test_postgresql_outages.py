@@ -102,7 +102,7 @@ async def test_the_clock_is_an_hour_off(database: PostgresServer, rack: Rack, tm
         "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
     }
     with Server(tmp_path / "data", settings) as server:
-        async with guests_of(server, rack) as room:
+        async with guests_of(server, rack, clock=True) as room:
             for wrong in ("3600", "-3600"):
                 room.held.codes.clear()
                 offset.write_text(wrong)

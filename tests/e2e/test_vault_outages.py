@@ -200,7 +200,7 @@ def start_while_sealed(
         server, stopped = (Server(folder / "data", settings) for folder in folders)
         for each in (server, stopped):
             wait_until(lambda each=each: waits(each), within=60)  # type: ignore[misc]
-            assert '"reason": "root-key-sealed"' in each.log_text()
+            assert '"reason":"root-key-sealed"' in each.log_text()
             assert not each.ca.exists()
         stopped.process.send_signal(signal.SIGTERM)
     finally:

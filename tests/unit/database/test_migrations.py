@@ -47,12 +47,12 @@ async def move(engine: AsyncEngine, to: Callable[[Config, str], None], version: 
         config.attributes["connection"] = connection
         to(config, version)
 
-    async with engine.begin() as connection:
+    async with migrating(engine) as connection:
         await connection.run_sync(run)
 
 
 async def tables_of(engine: AsyncEngine) -> set[str]:
-    async with engine.connect() as connection:
+    async with migrating(engine) as connection:
         return set(await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
 
 
@@ -67,7 +67,7 @@ async def content(engine: AsyncEngine) -> dict[str, list[dict[str, Any]]]:
             for name, table in found.tables.items()
         }
 
-    async with engine.connect() as connection:
+    async with migrating(engine) as connection:
         return await connection.run_sync(read)
 
 
@@ -118,7 +118,7 @@ async def test_the_migrated_schema_is_the_one_of_the_code(engine: AsyncEngine) -
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return list(compare_metadata(context, metadata))
 
-    async with engine.connect() as connection:
+    async with migrating(engine) as connection:
         assert await connection.run_sync(differences) == []
 
 
@@ -230,7 +230,7 @@ async def test_several_that_migrate_at_once_all_find_it_done(empty_url: str) -> 
 
 
 async def test_a_newer_database_is_refused_and_left_alone(engine: AsyncEngine) -> None:
-    async with engine.begin() as connection:
+    async with migrating(engine) as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     before = await content(engine)
     with pytest.raises(ConfigurationError, match="newer") as refused:
@@ -268,7 +268,7 @@ async def test_a_database_that_does_things_of_its_own_is_refused(engine: AsyncEn
     if what == "trigger":
         await make_trigger(engine, "BEFORE UPDATE ON operators", None)
     else:
-        async with engine.begin() as connection:
+        async with migrating(engine) as connection:
             await connection.execute(text("CREATE VIEW shown AS SELECT * FROM decisions"))
     with pytest.raises(ConfigurationError, match=r"things of its own: .*(t|shown)"):
         await migrate(engine, SCRIPTS)
@@ -283,7 +283,7 @@ async def test_a_database_that_does_things_of_its_own_is_refused(engine: AsyncEn
     ],
 )
 async def test_rules_and_row_policies_are_noticed_too(engine: AsyncEngine, statement: str) -> None:
-    async with engine.begin() as connection:
+    async with migrating(engine) as connection:
         await connection.execute(text(statement))
     with pytest.raises(ConfigurationError, match=r"things of its own: .*(undo|operators)"):
         await migrate(engine, SCRIPTS)
