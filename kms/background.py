@@ -7,6 +7,7 @@ tells readiness the rest.
 
 import asyncio
 import gc
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -15,6 +16,7 @@ import structlog
 
 _log = structlog.get_logger("kms.background")
 
+_SAY_AGAIN_AFTER: Final = 60.0  # seconds
 _PAUSE_AFTER_FAILURE: Final = 1.0  # seconds; work that fails at once must not fill the processor or the log
 
 
@@ -53,6 +55,21 @@ class Background:
             except Exception as error:  # noqa: BLE001 -- the outermost shell of a task
                 _log.error("background-failed", task=self._name, exc_info=error)
                 await asyncio.sleep(_PAUSE_AFTER_FAILURE)
+
+
+class SaidLately:
+    """What goes wrong round after round is said when it is something new, and again after a minute."""
+
+    def __init__(self) -> None:
+        self._said: tuple[str, float] | None = None
+
+    def is_due(self, what: str) -> bool:
+        """Say whether to say it now; then it counts as said."""
+        said, now = self._said, time.monotonic()
+        if said is not None and said[0] == what and now - said[1] < _SAY_AGAIN_AFTER:
+            return False
+        self._said = (what, now)
+        return True
 
 
 @contextmanager

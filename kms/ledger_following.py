@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from kms.background import Background
+from kms.background import Background, SaidLately
 from kms.errors import ConfigurationError, LedgerUnavailable
 from kms.ledger_ports import ROLLED_BACK, UNTRUSTED
 from kms.sequencing import Round, Sequencer
@@ -21,7 +21,6 @@ _log = structlog.get_logger("kms.ledger")
 _ROUND_EVERY: Final = 0.5  # seconds
 _LAST_LOOK_WITHIN: Final = 2.0  # seconds
 _LAST_LOOK_EVERY: Final = 0.05  # seconds
-_SAY_AGAIN_AFTER: Final = 60.0  # seconds
 _STALE_AFTER: Final = 30.0  # seconds
 _MOST_SAID: Final = 20  # lines of one round: whoever wrote a million rows shall not fill the log
 # The reasons for which nothing may be recorded, and what operators do.
@@ -65,7 +64,7 @@ class FollowedLedger:
         self._gate = gate
         self._figures = LedgerFigures()
         self._looked_at = time.monotonic()
-        self._said: tuple[str, float] | None = None
+        self._said = SaidLately()
         self._rounds = Background("ledger", self._follow, pause=_ROUND_EVERY)
 
     @property
@@ -166,7 +165,5 @@ class FollowedLedger:
         try:
             await self.refresh()
         except LedgerUnavailable as error:
-            said, now = self._said, time.monotonic()
-            if said is None or said[0] != error.detail or now - said[1] >= _SAY_AGAIN_AFTER:
-                self._said = (error.detail, now)
+            if self._said.is_due(error.detail):
                 _log.error("ledger-not-followed", cause=error.detail, reason=error.reason)

@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from kms.background import Background, collector_at_rest
+from kms.background import Background, SaidLately, collector_at_rest
 from kms.errors import LedgerUnavailable
 from kms.evidence.launch import Launch, LaunchFinder, NamedApp
 from kms.identifiers import Measurement
@@ -25,7 +25,6 @@ _log = structlog.get_logger("kms.policy")
 # Every server follows a change within 2 s; a decision by an older revision is refused by the record anyway.
 _FOLLOW_EVERY: Final = 1.0
 _PAUSE_BETWEEN_IMAGES: Final = 2e-4  # seconds
-_SAY_AGAIN_AFTER: Final = 60.0  # seconds
 _STALE_AFTER: Final = 30.0  # seconds: a large revision takes some to be taken over
 
 
@@ -84,7 +83,7 @@ class FollowedPolicies:
         self._refused: PolicyUntrusted | None = None
         self._seen: Head | None = None
         self._looked_at = time.monotonic()
-        self._said: tuple[str, float] | None = None
+        self._said = SaidLately()
         self._follower = Background("policy-follower", self._follow, pause=_FOLLOW_EVERY)
         self._lock = asyncio.Lock()
         self._filling: asyncio.Task[None] | None = None
@@ -210,9 +209,7 @@ class FollowedPolicies:
             await self.refresh()
         except LedgerUnavailable as error:
             # The revision in memory stays in force; the record refuses it if the pointer moved on.
-            said, now = self._said, time.monotonic()
-            if said is None or said[0] != error.detail or now - said[1] >= _SAY_AGAIN_AFTER:
-                self._said = (error.detail, now)
+            if self._said.is_due(error.detail):
                 _log.error("policy-not-followed", cause=error.detail, reason=error.reason)
 
 

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from kms.background import Background
+from kms.background import Background, SaidLately
 
 
 async def test_a_failure_is_logged_and_the_work_goes_on(
@@ -60,3 +60,14 @@ async def test_starting_twice_is_starting_once_and_it_can_start_again() -> None:
     background.start()
     assert background.alive
     await background.stop()
+
+
+def test_the_same_is_said_once_a_minute_and_something_new_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("kms.background.time.monotonic", lambda: now[0])
+    said = SaidLately()
+    assert [said.is_due(each) for each in ("a", "a", "b", "a")] == [True, False, True, True]
+    now[0] = 59.0
+    assert not said.is_due("a")
+    now[0] = 60.0
+    assert said.is_due("a")

@@ -9,9 +9,10 @@ import pytest
 from kms.evidence.app_document import AppIdentity
 from kms.identifiers import AppId, ComposeHash, InstanceId
 from kms.ledger.budget import StrangerBudget
-from kms.ledger.entries import DecisionEntry, read_timestamp, timestamp
+from kms.ledger.entries import read_timestamp, timestamp
 from kms.measurement.images import Binding
 from kms.policy.decision import AppClaim, Ask
+from tests.refusals import refusal
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -30,23 +31,7 @@ def test_a_clock_that_is_set_back_does_not_stop_the_record() -> None:
     assert not budget.take(NOW - timedelta(hours=1))
 
 
-ENTRY = DecisionEntry(
-    release_id="r1",
-    decided_at=NOW,
-    outcome="refused",
-    code="policy-denied",
-    reasons=("app-not-listed",),
-    checks=(),
-    boot_info=None,
-    document=None,
-    ask=Ask(keys=()),
-    epochs=(),
-    policy_revision=None,
-    challenge=None,
-    client="192.0.2.1",
-    development=False,
-    salt=bytes(16),
-)
+ENTRY = refusal("r1", reasons=("app-not-listed",))
 
 
 def test_an_entry_holds_what_the_request_claims_of_its_app() -> None:

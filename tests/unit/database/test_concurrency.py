@@ -17,12 +17,12 @@ from kms.database.engine import open_engine, reading, writing
 from kms.database.faults import BUSY, UNREACHABLE
 from kms.database.schema import active_policy, entries, key_epochs, spent_challenges
 from kms.errors import ChallengeUsed, LedgerUnavailable, PolicyConflict
-from kms.ledger.entries import REFUSED, DecisionEntry
-from kms.policy.decision import Ask
+from kms.ledger.entries import DecisionEntry
 from kms.policy.revision import Revision
 from kms.ports import EpochsMoved
 from tests.changer import open_changer, put
 from tests.recording import recorder
+from tests.refusals import refusal
 from tests.unit.database.conftest import OpenAnother
 from tests.unit.database.dialects import ON_POSTGRESQL
 from tests.world import NOW
@@ -31,23 +31,7 @@ SPEND = text("INSERT INTO spent_challenges (challenge, expires_at) VALUES (:chal
 
 
 def entry(name: str, challenge: bytes, epochs: tuple[int, ...] = ()) -> DecisionEntry:
-    return DecisionEntry(
-        release_id=name,
-        decided_at=NOW,
-        outcome=REFUSED,
-        code="policy-denied",
-        reasons=(),
-        checks=(),
-        boot_info=None,
-        document=None,
-        ask=Ask(keys=()),
-        epochs=epochs,
-        policy_revision=None,
-        challenge=challenge,
-        client="192.0.2.1",
-        development=False,
-        salt=bytes(16),
-    )
+    return refusal(name, challenge=challenge, epochs=epochs)
 
 
 @pytest.fixture

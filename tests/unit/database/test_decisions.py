@@ -1,7 +1,6 @@
 """The record of decisions: what fails fails alone, and nobody waits for ever."""
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -13,10 +12,10 @@ from kms.database.engine import reading
 from kms.database.schema import decisions, entries, key_epochs, spent_challenges
 from kms.errors import ChallengeUsed, LedgerUnavailable
 from kms.keys.epochs import Epoch, EpochTable
-from kms.ledger.entries import REFUSED, DecisionEntry, timestamp
-from kms.policy.decision import Ask
+from kms.ledger.entries import DecisionEntry, timestamp
 from kms.ports import EpochsMoved
 from tests.recording import recorder
+from tests.refusals import refusal
 from tests.world import NOW
 
 
@@ -26,24 +25,7 @@ def store(engine: AsyncEngine) -> DecisionStore:
 
 
 def entry(name: str, **changes: object) -> DecisionEntry:
-    made = DecisionEntry(
-        release_id=name,
-        decided_at=NOW,
-        outcome=REFUSED,
-        code="policy-denied",
-        reasons=(),
-        checks=(),
-        boot_info=None,
-        document=None,
-        ask=Ask(keys=()),
-        epochs=(),
-        policy_revision=None,
-        challenge=name.encode(),
-        client="192.0.2.1",
-        development=False,
-        salt=bytes(16),
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return refusal(name, **{"challenge": name.encode(), **changes})
 
 
 async def ids(engine: AsyncEngine) -> list[str]:

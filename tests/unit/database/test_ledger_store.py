@@ -7,10 +7,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.database.decisions import DecisionStore
 from kms.errors import LedgerUnavailable
-from kms.ledger.entries import REFUSED, DecisionEntry
 from kms.ledger.merkle import leaf_hash
 from kms.ledger_ports import UNTRUSTED
-from kms.policy.decision import Ask
+from tests.refusals import refusal
 from tests.unit.database.dialects import ON_SQLITE
 from tests.unit.database.ledger_room import LedgerRoom, action
 from tests.world import NOW
@@ -24,24 +23,7 @@ def room(engine: AsyncEngine, tmp_path: Path) -> LedgerRoom:
 async def record_decision(room: LedgerRoom, release_id: str) -> None:
     decisions = DecisionStore(room.engine, lambda: NOW, room.recorder)
     decisions.start()
-    entry = DecisionEntry(
-        release_id=release_id,
-        decided_at=NOW,
-        outcome=REFUSED,
-        code="policy-denied",
-        reasons=(),
-        checks=(),
-        boot_info=None,
-        document=None,
-        ask=Ask(keys=()),
-        epochs=(),
-        policy_revision=None,
-        challenge=None,
-        client="192.0.2.1",
-        development=False,
-        salt=bytes(16),
-    )
-    await decisions.record(entry, None)
+    await decisions.record(refusal(release_id), None)
     await decisions.stop()
 
 
