@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from kms.cli.guest_machine import add_receipt_option, keep_receipt
 from kms.cli.output import OK, REFUSED, WRONG_USE, Unreadable, WrongUse, print_json, read_file, report_error
 from kms.cli.parsers import Group, Parser, run_group
+from kms.cli.simulate_tsm import add_tsm
 
 if TYPE_CHECKING:
     from kms.keys.envelope import Payload
@@ -65,18 +66,27 @@ def parser() -> Parser:
         example="kms simulate guest rack --chip 1 --append 'console=ttyS0' --app-document app.json"
         " --server https://127.0.0.1:8443 --ca kms-data/tls/ca.pem",
     )
+    _add_launch_options(guest)
     add = guest.add_argument
-    add("folder", metavar="DIR", type=Path, help="the host's folder")
-    add("--chip", metavar="N", type=_chip_number, default=1, help="the chip that it runs on (default 1)")
-    add("--append", metavar="CMDLINE", help="the kernel's command line, which is measured")
-    add("--app-document", metavar="FILE", type=Path, help="the document that HOST_DATA commits to")
     add("--key", metavar="NAME[@SCOPE]", action="append", help="a key to ask for; repeat (default: disk)")
     add("--evidence", metavar="FILE", type=Path, help="write its evidence there, for `kms policy explain`")
     add_receipt_option(guest)
     add("--server", metavar="URL", required=True, help="https://HOST:PORT")
     add("--ca", metavar="FILE", type=Path, help="PEM of the only CA to trust (default: the system's)")
     guest.set_defaults(run=_guest)
+    tsm = add_tsm(group, _launch)
+    _add_launch_options(tsm)
+    tsm.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="a folder that exists")
     return group.parser
+
+
+def _add_launch_options(command: Parser) -> None:
+    """Add which guest is launched, and from what."""
+    add = command.add_argument
+    add("folder", metavar="DIR", type=Path, help="the host's folder")
+    add("--chip", metavar="N", type=_chip_number, default=1, help="the chip that it runs on (default 1)")
+    add("--append", metavar="CMDLINE", help="the kernel's command line, which is measured")
+    add("--app-document", metavar="FILE", type=Path, help="the document that HOST_DATA commits to")
 
 
 def _chip_number(text: str) -> int:
