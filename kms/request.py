@@ -14,7 +14,7 @@ from kms.keys import certificate_request
 from kms.keys.names import KeyRequest
 from kms.keys.sealing import Recipient
 from kms.labels import REQUEST, labelled
-from kms.policy.decision import AppClaim, Ask
+from kms.policy.question import AppClaim, Ask
 from kms.strict_json import Fields, JsonError, JsonValue, parse
 
 MAX_REQUEST: Final = 64 * 1024

@@ -18,7 +18,7 @@ from kms.simulator.kds_faults import Faults
 from kms.simulator.kds_log import Kind
 
 _CHALLENGE_SECONDS: Final = 300
-_SILENCE: Final = 20.0  # seconds
+_EXCHANGE: Final = 20.0  # seconds
 # Seconds; AMD's is about 10. Longer than the server lets a guest wait, so that the guest must come again.
 _THROTTLE: Final = 6.0
 
@@ -68,7 +68,7 @@ def tell_outage(folder: Path, *, as_json: bool, kept: bool) -> int:
                 )
             )
         show.fact("server", f"{server.url}, process {server.process_id}")
-        connection = stack.enter_context(Connection(server.url, ca_file=server.ca_file, timeout=_SILENCE))
+        connection = stack.enter_context(Connection(server.url, ca_file=server.ca_file, timeout=_EXCHANGE))
         steps = Steps(show, kds)
         stage = Stage(show=show, steps=steps, kds=kds, server=server, connection=connection, guests=guests)
         _kds_up(stage)

@@ -26,7 +26,7 @@ from kms.snp.product import Product
 
 _CHALLENGE_SECONDS: Final = 10  # short, so that one can expire while somebody watches
 _FINGERPRINT: Final = 8  # bytes of SHA-256: enough to see that two keys are equal, no help to find one
-_SILENCE: Final = 15.0  # seconds
+_EXCHANGE: Final = 15.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def tell(folder: Path, *, as_json: bool, kept: bool) -> int:
         show.fact("server", f"{server.url}, process {server.process_id}")
         show.fact("KMS identity", f"{b64url(server.identity)}, pinned by the guest")
 
-        connection = stack.enter_context(Connection(server.url, ca_file=server.ca_file, timeout=_SILENCE))
+        connection = stack.enter_context(Connection(server.url, ca_file=server.ca_file, timeout=_EXCHANGE))
         early = EarlyChallenge.get(connection, _CHALLENGE_SECONDS)
         machine = power_on(hierarchy, files)
         payload = _fetch(show, server, machine)

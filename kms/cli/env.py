@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kms.keys.env_key import EnvKey
 
 _MODE: Final = 0o644  # what is sealed is no secret
-_SILENCE: Final = 15.0  # seconds
+_EXCHANGE: Final = 15.0  # seconds
 
 
 def main(argv: list[str]) -> int:
@@ -102,7 +102,7 @@ def _fetch_key(arguments: argparse.Namespace) -> "EnvKey":
     if arguments.epoch is not None and arguments.epoch < 1:
         raise WrongUse("--epoch takes a number, 1 or more")
     pinned = pinned_identity(arguments)
-    with Connection(arguments.server, ca_file=arguments.ca, timeout=_SILENCE) as connection:
+    with Connection(arguments.server, ca_file=arguments.ca, timeout=_EXCHANGE) as connection:
         server = Patience(connection, deadline=arguments.deadline)
         key = server.persist(
             lambda: fetch_env_key(server, app_id, arguments.epoch, pinned=pinned, now=datetime.now(UTC))

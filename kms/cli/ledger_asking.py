@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COMMAND: Final = "kms ledger"
 _MAX_KEY: Final = 1024  # bytes
 _MAX_FILE: Final = 64 << 10
-_SILENCE: Final = 15.0  # seconds
+_EXCHANGE: Final = 15.0  # seconds
 # C2SP signed-note: name, key id, base64 of the algorithm's byte and the key.
 _VERIFIER_KEY: Final = re.compile(r"[^\s+]+\+[0-9a-f]{8}\+[A-Za-z0-9+/]+={0,2}")
 
@@ -114,7 +114,7 @@ def public_ledger(arguments: argparse.Namespace) -> "Iterator[PublishedLedger]":
     from kms.guest.published_ledger import PublishedLedger
     from kms.guest.transport import Connection
 
-    with Connection(arguments.server, ca_file=arguments.ca, timeout=_SILENCE) as connection:
+    with Connection(arguments.server, ca_file=arguments.ca, timeout=_EXCHANGE) as connection:
         yield PublishedLedger(lambda: Patience(connection, deadline=arguments.deadline))
 
 

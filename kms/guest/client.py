@@ -2,7 +2,8 @@
 
 ::
 
-    client = KeyClient("https://kms:8443", ca_file=ca, identity=pin, source=TsmSource())
+    source = evidence_source(EvidenceOptions())
+    client = KeyClient("https://kms:8443", ca_file=ca, identity=pin, source=source)
     payload = client.fetch([KeyRequest.parse("disk", "app")], app_document=document)
 
 The identity is pinned because TLS says only which server answers: an impostor who hands out a disk key
@@ -11,6 +12,7 @@ that it knows reads the disk (field lesson 29). The pin belongs in the measured 
 
 import math
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -46,12 +48,15 @@ _MAX_SEALED: Final = 1 << 20
 _random = random.SystemRandom()
 
 
-class KeyClient:
-    """Fetches keys from one server.
+class BaseClient:
+    """What `KeyClient` and `kms.guest.async_client.AsyncKeyClient` are made of: the whole protocol, once.
 
     `identity` is the pinned 32-byte KMS identity; None takes keys from any KMS behind the CA. `deadline`
-    is for a whole `fetch`, `timeout` for one exchange, both in seconds. `transport`, `clock`, `sleep` and
-    `jitter` (0 to 1) are for tests.
+    is for all that a `fetch` asks the server, `timeout` for one exchange, both in seconds; both hold
+    whatever the server does. What the hardware takes for its evidence comes on top. `transport`, `clock`,
+    `sleep` and `jitter` (0 to 1) are for tests.
+
+    A client holds no connection and nothing that changes: it may be used by many threads and tasks at once.
     """
 
     def __init__(
@@ -66,7 +71,7 @@ class KeyClient:
         timeout: float = 15.0,
         transport: httpx2.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
         jitter: Callable[[], float] = _random.random,
     ) -> None:
         if identity is not None and len(identity) != IDENTITY_LENGTH:
@@ -86,29 +91,15 @@ class KeyClient:
         self._sleep = sleep
         self._jitter = jitter
 
-    def fetch(
+    def _fetch(
         self,
         keys: Sequence[KeyRequest],
-        *,
-        app_document: bytes | None = None,
-        app: AppClaim | None = None,
-        csr: bytes | None = None,
+        app_document: bytes | None,
+        app: AppClaim | None,
+        csr: bytes | None,
+        stop: threading.Event | None = None,
     ) -> Payload:
-        """Prove what this machine is, and give the verified keys in the order asked.
-
-        `app` is needed when a measured command line names the app, instead of an app document. With `csr`, a
-        certificate request (PKCS#10, DER) of this machine's own P-256 key, a ``tls`` key comes as
-        certificates alone.
-
-        Raises:
-            EvidenceError: the hardware gave no evidence.
-            AppDocumentRefused: the document is not this machine's; nothing was asked.
-            Refused: the server's "no". It is not asked again.
-            ServerUnreachable: no answer before the deadline, or none that would come before it.
-            ServerUntrusted, AnswerRejected: not the server that was meant, or not the answer to this request.
-            MalformedRequest, ConfigurationError: what was asked, or with what, makes no sense.
-
-        """
+        """Do what `KeyClient.fetch` says; when another thread sets `stop`, end as at the deadline."""
         with Connection(
             self._server_url, ca_file=self._ca_file, timeout=self._timeout, transport=self._transport
         ) as connection:
@@ -116,8 +107,9 @@ class KeyClient:
                 connection,
                 deadline=self._deadline,
                 clock=self._clock,
-                sleep=self._sleep,
+                sleep=self._sleep if stop is None else stop.wait,
                 jitter=self._jitter,
+                stopped=(lambda: False) if stop is None else stop.is_set,
             )
             return server.persist(
                 lambda: self._attempt(
@@ -202,6 +194,35 @@ class KeyClient:
         signer = Signed.read(Fields(parse(envelope), "envelope")).identity
         follow_identity(server, pinned, signer)
         return open_envelope(envelope, pinned_identity=signer, request_sha512=digest)
+
+
+class KeyClient(BaseClient):
+    """Fetches keys from one server."""
+
+    def fetch(
+        self,
+        keys: Sequence[KeyRequest],
+        *,
+        app_document: bytes | None = None,
+        app: AppClaim | None = None,
+        csr: bytes | None = None,
+    ) -> Payload:
+        """Prove what this machine is, and give the verified keys in the order asked.
+
+        `app` is needed when a measured command line names the app, instead of an app document. With `csr`, a
+        certificate request (PKCS#10, DER) of this machine's own P-256 key, a ``tls`` key comes as
+        certificates alone.
+
+        Raises:
+            EvidenceError: the hardware gave no evidence.
+            AppDocumentRefused: the document is not this machine's; nothing was asked.
+            Refused: the server's "no". It is not asked again.
+            ServerUnreachable: no answer before the deadline, or none that would come before it.
+            ServerUntrusted, AnswerRejected: not the server that was meant, or not the answer to this request.
+            MalformedRequest, ConfigurationError: what was asked, or with what, makes no sense.
+
+        """
+        return self._fetch(keys, app_document, app, csr)
 
 
 def _answers(key: ReleasedKey, wanted: KeyRequest) -> bool:

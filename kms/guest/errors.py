@@ -4,7 +4,8 @@
 
     KmsError
     ├── EvidenceError         the hardware, or the kernel before it, did not give evidence
-    ├── AppDocumentRefused    the host gave us a document that HOST_DATA does not stand for
+    ├── RefusedHere           this machine's own "no", to what its host hands it
+    │   └── AppDocumentRefused    a document that HOST_DATA does not stand for
     ├── ServerUntrusted       TLS: not a server of the CA that we were given
     ├── ServerUnreachable     no usable answer before the deadline
     ├── Refused               the server's stated "no"; asking again changes nothing
@@ -18,12 +19,16 @@ from kms.errors import KmsError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A server's problem document (RFC 9457): the status, stable codes, and the id that operators ask for."""
+    """A server's problem document (RFC 9457): the status, stable codes, and the id that operators ask for.
+
+    `retry_after` is in seconds, None where the server named no time.
+    """
 
     status: int
     code: str
     reasons: tuple[str, ...] = ()
     request_id: str | None = None
+    retry_after: int | None = None
 
 
 class EvidenceError(KmsError):
@@ -32,7 +37,11 @@ class EvidenceError(KmsError):
     code = "evidence-unavailable"
 
 
-class AppDocumentRefused(KmsError):
+class RefusedHere(KmsError):
+    """The machine itself refuses what its host hands it; trying again changes nothing."""
+
+
+class AppDocumentRefused(RefusedHere):
     """The app document is not the one that this machine was launched for, so nothing was asked."""
 
     code = "app-document-refused"

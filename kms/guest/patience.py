@@ -34,7 +34,8 @@ class _Later(Exception):
 class Patience:
     """A connection with a deadline, in seconds from now, for everything that is asked through it.
 
-    `clock`, `sleep` and `jitter` (0 to 1) are for tests.
+    `stopped` says that nobody waits for the outcome any more: then no time is left. `clock`, `sleep` and
+    `jitter` (0 to 1) are for tests.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class Patience:
         *,
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
         jitter: Callable[[], float] = _random.random,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._connection = connection
         self._deadline = deadline
@@ -52,6 +54,7 @@ class Patience:
         self._clock = clock
         self._sleep = sleep
         self._jitter = jitter
+        self._stopped = stopped
 
     def persist(self, attempt: Callable[[], T]) -> T:
         """Give what an attempt gives; one whose `get` or `post` got no answer is made again, from its start.
@@ -67,7 +70,7 @@ class Patience:
             except _Later as later:
                 # Jitter on top of what the server asked for: guests of one rack start together.
                 wait = later.wait + pause * (0.5 + self._jitter() / 2)
-                if self._clock() + wait >= self._end:
+                if self._remaining() <= wait:
                     raise ServerUnreachable(
                         f"no answer within {self._deadline:g} s; the last try: {later.why}",
                         problem=later.problem,
@@ -105,4 +108,4 @@ class Patience:
         raise Refused(problem)
 
     def _remaining(self) -> float:
-        return self._end - self._clock()
+        return 0.0 if self._stopped() else self._end - self._clock()

@@ -13,6 +13,7 @@ from typing import Final, Self
 import httpx2
 
 from kms.guest.errors import AnswerRejected, Problem, ServerUntrusted
+from kms.guest.sockets import DeadlineTransport
 from kms.https_client import certificate_fault, client_context, https_url
 from kms.strict_json import JsonError, JsonValue, parse
 
@@ -56,13 +57,14 @@ class Answer:
             code=_word(body.get("code")) or "unknown",
             reasons=tuple(word for word in map(_word, listed) if word),
             request_id=_word(body.get("request_id")),
+            retry_after=self.retry_after,
         )
 
 
 class Connection:
-    """A connection to one server. `ca_file` (PEM) is the only CA that is trusted; None: the system's.
+    """A connection to one server, for one exchange at a time. `ca_file` (PEM) is the only CA that is trusted.
 
-    `timeout` is the longest silence, in seconds.
+    None trusts the system's CAs. `timeout`, in seconds, is for a whole exchange, connecting included.
     """
 
     def __init__(
@@ -73,13 +75,12 @@ class Connection:
         timeout: float,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        url = https_url(server_url)
         self._timeout = timeout
+        self._left: Callable[[], float] = lambda: 0.0
+        context = client_context(ca_file)
         self._client = httpx2.Client(
-            base_url=url,
-            verify=client_context(ca_file),
-            timeout=timeout,
-            transport=transport,
+            base_url=https_url(server_url),
+            transport=transport or DeadlineTransport(context, self._time_left),
             # What a measured guest does must not depend on its environment's proxies and certificates.
             trust_env=False,
             follow_redirects=False,
@@ -107,17 +108,23 @@ class Connection:
         """Post a JSON document. `remaining` gives the seconds left for all of it.
 
         Raises:
-            NoAnswer: the network failed, was silent for the connection's timeout, or no time remains.
+            NoAnswer: the network failed, the exchange took longer than the timeout, or no time remains.
             ServerUntrusted: the TLS certificate does not verify.
             AnswerRejected: the answer is larger than `MAX_ANSWER`.
 
         """
         return self._exchange("POST", path, document, remaining)
 
+    def _time_left(self) -> float:
+        return self._left()
+
     def _exchange(
         self, method: str, path: str, document: Mapping[str, JsonValue] | None, remaining: Callable[[], float]
     ) -> Answer:
-        timeout = min(self._timeout, remaining())
+        # Every wait below looks at what is left of this exchange, not at how long one read is silent.
+        later = max(remaining() - self._timeout, 0.0)
+        self._left = lambda: remaining() - later
+        timeout = self._left()
         if timeout <= 0:
             raise NoAnswer("no time remains")
         try:
@@ -125,9 +132,6 @@ class Connection:
                 body = bytearray()
                 for part in response.iter_raw():
                     body += part
-                    # A timeout is for each read: a server that drips could hold a booting guest for ever.
-                    if remaining() <= 0:
-                        raise NoAnswer("the answer came too slowly")
                     if len(body) > MAX_ANSWER:
                         raise AnswerRejected("the answer is too large", reason="answer-malformed")
         except httpx2.TransportError as error:

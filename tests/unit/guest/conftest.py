@@ -1,10 +1,12 @@
 """A SIMULATED machine, and a KMS that is a function from requests to answers."""
 
 import json
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -29,6 +31,7 @@ from kms.simulator.hierarchy import AmdHierarchy
 from kms.simulator.machine import SimulatedMachine, describe
 from kms.snp.product import Product
 from kms.snp.report import Report
+from tests.certificates import SERVER, Authority, pem, write
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 APP_ID = AppId(b"\xa1" * 20)
@@ -199,3 +202,24 @@ def make_client(
 
 def with_host_data(machine: SimulatedMachine, host_data: bytes) -> SimulatedMachine:
     return replace(machine, guest=replace(machine.guest, host_data=host_data))
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority("Guest test CA", now=datetime.now(UTC))
+
+
+@pytest.fixture(scope="session")
+def ca(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    path.write_text(pem(authority.certificate))
+    return path
+
+
+@pytest.fixture(scope="session")
+def server_tls(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(
+        write(tmp_path_factory.mktemp("tls"), "server", authority.issue("server", usages=[SERVER]))
+    )
+    return context

@@ -1,0 +1,55 @@
+"""The guest's client for programs that run on asyncio.
+
+Asking is little work and much that blocks where asyncio cannot help: the hardware's report is a read of a
+file in configfs, or an ioctl. So each fetch is `KeyClient`'s, in a thread of its own, and the event loop only
+waits. There is one protocol to review, and its deadline is what ends a fetch that nobody waits for any more:
+cancelled, it has no time left.
+"""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+from kms.guest.client import BaseClient
+from kms.guest.threads import in_thread
+from kms.keys.envelope import Payload
+from kms.keys.names import KeyRequest
+from kms.policy.question import AppClaim
+
+
+class AsyncKeyClient(BaseClient):
+    """Fetches keys from one server, for asyncio; made as `KeyClient` is."""
+
+    async def fetch(
+        self,
+        keys: Sequence[KeyRequest],
+        *,
+        app_document: bytes | None = None,
+        app: AppClaim | None = None,
+        csr: bytes | None = None,
+    ) -> Payload:
+        """Do as `KeyClient.fetch` does, and raise what it raises, without blocking the event loop.
+
+        Cancelled, it leaves the server within a fraction of a second, and a report that the hardware is
+        making is waited for, so that its entry in configfs is removed: when the cancellation comes out of
+        here, nothing goes on.
+        """
+        stop = threading.Event()
+        # No daemon: it would be killed at the end of the program, and leave its entry in configfs behind.
+        outcome = asyncio.wrap_future(
+            in_thread(
+                lambda: self._fetch(keys, app_document, app, csr, stop),
+                name="attested-kms-fetch",
+                daemon=False,
+            )
+        )
+        try:
+            # Unlike awaiting the outcome itself, this does not forget the thread when it is cancelled.
+            await asyncio.wait([outcome])
+        except asyncio.CancelledError:
+            stop.set()
+            # Nobody will ask what came of it.
+            outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            await asyncio.wait([outcome])
+            raise
+        return outcome.result()
