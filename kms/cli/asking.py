@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 _NO: Final = frozenset({403, 409, 410})
 
 
-def add_server_options(command: argparse.ArgumentParser, *, pin_from: str) -> None:
-    """Add which server to ask, which KMS it must be, and for how long. `pin_from`: where a pin comes from."""
+def add_server_options(
+    command: argparse.ArgumentParser, *, pin_from: str, configurable: bool = False
+) -> None:
+    """Add which server to ask, which KMS it must be, and for how long. `pin_from`: where a pin comes from.
+
+    With `configurable`, a file may say all of it, and what is not given is None.
+    """
     add = command.add_argument
-    add("--server", metavar="URL", required=True, help="https://HOST:PORT")
+    add("--server", metavar="URL", required=not configurable, help="https://HOST:PORT")
     add("--ca", metavar="FILE", type=Path, help="PEM of the only CA to trust (default: the system's)")
-    pin = command.add_mutually_exclusive_group(required=True)
+    pin = command.add_mutually_exclusive_group(required=not configurable)
     pin.add_argument(
         "--identity",
         metavar="KEY",
@@ -37,7 +42,7 @@ def add_server_options(command: argparse.ArgumentParser, *, pin_from: str) -> No
         "--deadline",
         metavar="SECONDS",
         type=seconds,
-        default=60.0,
+        default=None if configurable else 60.0,
         help="for all tries together (default 60)",
     )
 
@@ -62,10 +67,10 @@ def say_followed(command: str, pinned: bytes | None, identity: bytes) -> None:
 def telling_refusals(
     command: str, run: Callable[[argparse.Namespace], int]
 ) -> Callable[[argparse.Namespace], int]:
-    """Make `run` end with an exit status where the server, or the check of its answer, refuses."""
+    """Make `run` end with status 1 where the server refuses, or this side what it was given."""
 
     def told(arguments: argparse.Namespace) -> int:
-        from kms.guest.errors import AnswerRejected, Refused, ServerUntrusted
+        from kms.guest.errors import AnswerRejected, Refused, RefusedHere, ServerUntrusted
         from kms.keys.env_key import EnvKeyRejected
 
         try:
@@ -73,7 +78,7 @@ def telling_refusals(
         except Refused as error:
             report_refused(command, error, error.problem, as_json=arguments.json)
             return REFUSED if error.problem.status in _NO else WRONG_USE
-        except (AnswerRejected, EnvKeyRejected, ServerUntrusted) as error:
+        except (AnswerRejected, EnvKeyRejected, RefusedHere, ServerUntrusted) as error:
             report_refused(command, error, None, as_json=arguments.json)
             return REFUSED
 

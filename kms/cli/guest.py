@@ -1,22 +1,19 @@
 """``kms guest``: the guest's side."""
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kms.cli.asking import telling_refusals
+from kms.cli.guest_agent import add_agent
+from kms.cli.guest_doctor import add_doctor
 from kms.cli.guest_env import add_env
-from kms.cli.guest_machine import (
-    add_machine_options,
-    add_receipt_option,
-    check_secret_place,
-    fetch,
-    keep_receipt,
-    value_of,
-    write_to_pipe,
-)
-from kms.cli.output import OK, Unreadable, WrongUse, read_file
+from kms.cli.guest_hooks import add_hooks
+from kms.cli.guest_machine import add_machine_options, add_receipt_option, fetch, keep_receipt
+from kms.cli.guest_outputs import add_destinations, check_pipe, destination, write_to_pipe
+from kms.cli.guest_serve import add_serve
+from kms.cli.guest_unlock import add_unlock
+from kms.cli.output import OK, Unreadable, WrongUse, print_json, read_file
 from kms.cli.parsers import Group, Parser, integer, run_group
 
 if TYPE_CHECKING:
@@ -37,6 +34,11 @@ def parser() -> Parser:
     group = Group("kms guest", "The guest's side: prove what this machine is, get its keys.")
     _add_fetch(group)
     add_env(group)
+    add_unlock(group)
+    add_agent(group)
+    add_serve(group)
+    add_doctor(group)
+    add_hooks(group)
     return group.parser
 
 
@@ -46,10 +48,10 @@ def _add_fetch(group: Group) -> None:
         summary="fetch keys",
         description="Prove what this machine is and fetch its keys. One key goes to standard output as raw"
         " bytes, for a pipe (tls as PEM: key, certificate, the two authorities above it); several need"
-        " --json or --output. --json prints the keys, unless --output holds them. Keys are never shown on a"
-        " terminal. Around a rotation, ask for keys of both epochs: --key 'disk#1' --key 'disk#2'. Exit"
-        " status: 0 keys, 1 refused by the server or an answer that must not be used, 2 wrong use, no"
-        " evidence or no server.",
+        " --json or --output. --json prints the keys, unless another place holds them. Keys are never shown"
+        " on a terminal. Around a rotation, ask for keys of both epochs: --key 'disk#1' --key 'disk#2'. Exit"
+        " status: 0 keys, 1 refused by the server, or by this side: an answer that must not be used, another"
+        " app document or workload; 2 wrong use, no evidence or no server.",
         example="kms guest fetch --server https://kms:8443 --ca ca.pem --identity @kms.id --key disk"
         " --app-document app.json | cryptsetup open /dev/vdb data --key-file -",
     )
@@ -75,54 +77,53 @@ def _add_fetch(group: Group) -> None:
         type=integer,
         help="of keys that name none themselves (default: the app's current one); dstack's have none",
     )
-    add("--output", metavar="FILE", type=Path, help="new file, 0600: raw bytes of one key, JSON of several")
+    add_destinations(command)
     add_receipt_option(command)
     add_machine_options(command)
     command.set_defaults(run=telling_refusals("kms guest", _fetch))
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
-    output = arguments.output
-    if output is None and len(arguments.key) > 1 and not arguments.json:
+    place = destination(arguments)
+    if place is None and len(arguments.key) > 1 and not arguments.json:
         raise WrongUse("several keys need --json or --output")
     keys = _keys(arguments)
-    check_secret_place(output, "--output", allow_disk=arguments.allow_disk)
+    if place is None:
+        check_pipe("--output")
+    else:
+        place.check()
     payload = fetch(arguments, keys, csr=_certificate_request(arguments.csr, keys))
     if arguments.receipt is not None:
         keep_receipt(arguments.receipt, payload)
-    raw = value_of(payload.keys[0]) if len(keys) == 1 else _document(payload, values=True)
-    if output is not None:
-        from kms.guest.secret_file import write_secret
-
-        write_secret(output, raw, allow_disk=arguments.allow_disk)
-    if arguments.json:
-        sys.stdout.write(_document(payload, values=output is None).decode("ascii"))
-    elif output is None:
-        write_to_pipe(raw)
+    if place is not None:
+        kept = place.keep(_raw(payload))
+        if arguments.json:
+            print_json(_document(payload, values=False) | kept)
+    elif arguments.json:
+        print_json(_document(payload, values=True))
+    else:
+        write_to_pipe(_raw(payload))
     return OK
 
 
+def _raw(payload: "Payload") -> bytes:
+    """Give one key as programs use it, several as JSON."""
+    import json
+
+    from kms.guest.key_values import value_of
+
+    if len(payload.keys) == 1:
+        return value_of(payload.keys[0])
+    return (json.dumps(_document(payload, values=True), indent=2) + "\n").encode("ascii")
+
+
 def _keys(arguments: argparse.Namespace) -> "list[KeyRequest]":
+    from kms.guest.key_words import parse_key
+
     try:
-        return [_key(text, arguments.epoch) for text in arguments.key]
+        return [parse_key(text, arguments.epoch) for text in arguments.key]
     except ValueError as error:
         raise WrongUse(f"--key: {error}") from None
-
-
-def _key(text: str, default: int | None) -> "KeyRequest":
-    """Read ``NAME[@SCOPE][#EPOCH]``; `default` is the epoch where none is named. Raises `ValueError`."""
-    from kms.keys.names import DSTACK_KINDS, KeyName, KeyRequest, Scope
-
-    words, numbered, number = text.partition("#")
-    name_text, scoped, scope_text = words.partition("@")
-    name, scope = KeyName.parse(name_text), Scope.parse(scope_text) if scoped else Scope.APP
-    if not numbered:
-        return KeyRequest(name, scope, None if name.kind in DSTACK_KINDS else default)
-    try:
-        epoch = integer(number)
-    except ValueError:
-        raise ValueError("an epoch is a number, 1 or more") from None
-    return KeyRequest(name, scope, epoch)
 
 
 def _certificate_request(path: Path | None, keys: "list[KeyRequest]") -> bytes | None:
@@ -154,14 +155,12 @@ def _from_pem(data: bytes) -> bytes:
         raise ValueError("not a certificate request") from None
 
 
-def _document(payload: "Payload", *, values: bool) -> bytes:
-    """Give what was released as JSON; with `values` it holds the secrets."""
-    import json
-
+def _document(payload: "Payload", *, values: bool) -> dict[str, Any]:
+    """Give what was released; with `values` it holds the secrets."""
     from kms.encoding import b64url
 
     hidden = set() if values else {"value"}
-    document = {
+    return {
         "release_id": payload.release_id,
         "app_id": payload.app_id.hex(),
         "identity": b64url(payload.identity),
@@ -170,4 +169,3 @@ def _document(payload: "Payload", *, values: bool) -> bytes:
             for key in payload.keys
         ],
     }
-    return (json.dumps(document, indent=2) + "\n").encode("ascii")

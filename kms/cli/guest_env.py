@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from kms.cli.asking import report_refused, telling_refusals
-from kms.cli.guest_machine import add_machine_options, check_secret_place, fetch, write_to_pipe
+from kms.cli.guest_machine import add_machine_options, fetch
+from kms.cli.guest_outputs import add_disk_option, check_secret_place, write_to_pipe
 from kms.cli.output import OK, REFUSED, print_json, read_file
 from kms.cli.parsers import Group
 
@@ -25,6 +26,7 @@ def add_env(group: Group) -> None:
     )
     command.add_argument("file", metavar="FILE", type=Path, help="what `kms env seal` wrote")
     command.add_argument("--output", metavar="FILE", type=Path, help="new file, 0600, in memory")
+    add_disk_option(command)
     add_machine_options(command)
     command.set_defaults(run=telling_refusals("kms guest", _env))
 

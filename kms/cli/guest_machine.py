@@ -1,7 +1,7 @@
 """What `kms guest` commands have in common: the machine's evidence, its app, and fetching keys with them."""
 
 import argparse
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,30 +9,53 @@ from kms.cli.asking import add_server_options, pinned_identity, say_followed
 from kms.cli.output import Unreadable, WrongUse, read_file
 
 if TYPE_CHECKING:
+    from kms.guest.config import GuestConfig
+    from kms.guest.hardware import EvidenceOptions
     from kms.keys.envelope import Payload
     from kms.keys.names import KeyRequest
-    from kms.keys.released import ReleasedKey
+    from kms.keys.sealing import Suite
     from kms.strict_json import JsonValue
 
-_DEFAULT_TSM: Final = "/sys/kernel/config/tsm/report"
-_MAX_DOCUMENT: Final = 64 << 10  # protocol, section 1
-_MAX_LAUNCH: Final = 64 << 10
+_MAX_LAUNCH: Final = 64 << 10  # bytes
 _RECEIPT_MODE: Final = 0o644
+_DEFAULT_CONFIG: Final = "/etc/attested-kms/guest.toml"  # `kms.guest.config.DEFAULT_CONFIG`
 
 
 def add_machine_options(command: argparse.ArgumentParser) -> None:
-    """Add which server to ask, and what it is told of this machine."""
-    add_server_options(
-        command, pin_from="From the measured image or command line, never from what the host chooses"
-    )
+    """Add which server to ask, and what it is told of this machine. What is given goes before the file's."""
     add = command.add_argument
+    add(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help=f"what the measured image says of all this (default {_DEFAULT_CONFIG}, without --server)",
+    )
+    add_server_options(
+        command,
+        pin_from="From the measured image or command line, never from what the host chooses",
+        configurable=True,
+    )
     add("--suite", metavar="SUITE", help="how keys are sealed (default: the hybrid with ML-KEM-768)")
     add("--app-document", metavar="FILE", type=Path, help="the document that HOST_DATA commits to")
+    add("--workload", metavar="FILE", type=Path, help="refuse unless its SHA-256 is the app's compose hash")
+    add(
+        "--workload-copy",
+        metavar="FILE",
+        type=Path,
+        help="copy --workload into memory there, and check the copy: what runs must be what was checked",
+    )
     add("--app-id", metavar="HEX", help="with --compose-hash: the app that the measured command line names")
     add("--compose-hash", metavar="HEX", help="with --app-id")
     add("--launch", metavar="FILE", type=Path, help="JSON hint: image, vcpus, vcpu_type, guest_features")
-    add("--allow-disk", action="store_true", help="let secrets be on a file system that is not in memory")
-    add("--tsm", metavar="PATH", type=Path, default=Path(_DEFAULT_TSM), help=f"default {_DEFAULT_TSM}")
+    add(
+        "--evidence",
+        metavar="INTERFACE",
+        choices=("auto", "tsm", "device"),
+        help="the kernel's interface: configfs-tsm, the older device, or auto, which takes the first of them",
+    )
+    add("--tsm", metavar="PATH", type=Path, help="default /sys/kernel/config/tsm/report")
+    add("--device", metavar="PATH", type=Path, help="default /dev/sev-guest")
+    add("--privlevel", metavar="N", type=int, choices=range(4), help="the VMPL to ask as, 0 to 3")
 
 
 def add_receipt_option(command: argparse.ArgumentParser) -> None:
@@ -46,45 +69,42 @@ def add_receipt_option(command: argparse.ArgumentParser) -> None:
     )
 
 
-def check_secret_place(path: Path | None, option: str, *, allow_disk: bool) -> None:
-    """Refuse, before anything is asked, what would end with secrets where they must not be."""
-    from kms.guest.secret_file import check_place
+def guest_config(arguments: argparse.Namespace) -> "GuestConfig":
+    """Give what the file and the options say; the options go first.
 
-    if path is not None:
-        check_place(path, allow_disk=allow_disk)
-    elif sys.stdout.isatty():
-        raise WrongUse(f"secrets are not shown on a terminal: use a pipe, or {option}")
+    Raises:
+        WrongUse: no server is named, or nobody says which KMS it must be.
+        ConfigurationError: what `kms.guest.config.read_config` refuses.
+        Unreadable: a file that an option names.
 
+    """
+    from kms.cli.pins import app_claim
 
-def write_to_pipe(secret: bytes) -> None:
-    """Write a secret to standard output, whole, or fail: what nobody took was not delivered."""
-    sys.stdout.buffer.write(secret)
-    sys.stdout.buffer.flush()
+    config = _configured(arguments)
+    given: dict[str, Any] = {
+        "server": arguments.server,
+        "ca": arguments.ca,
+        "deadline": arguments.deadline,
+        "app_document": arguments.app_document,
+        "workload": arguments.workload,
+        "workload_copy": arguments.workload_copy,
+        "app": app_claim(arguments.app_id, arguments.compose_hash),
+        "launch": _launch(arguments.launch),
+        "suite": _suite(arguments.suite),
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if arguments.identity is not None or arguments.trust_any_kms_identity:
+        changes["identity"] = pinned_identity(arguments)
+    return replace(config, evidence=evidence_options(arguments, config.evidence), **changes)
 
 
 def fetch(arguments: argparse.Namespace, keys: "list[KeyRequest]", *, csr: bytes | None = None) -> "Payload":
-    """Prove what this machine is and fetch keys. Raises what `kms.guest.KeyClient.fetch` raises."""
-    from kms.cli.pins import app_claim
-    from kms.guest.client import KeyClient
-    from kms.guest.tsm import TsmSource
+    """Prove what this machine is and fetch keys. Raises what `kms.guest.machine.GuestMachine` raises."""
+    from kms.guest.machine import GuestMachine
 
-    pinned = pinned_identity(arguments)
-    client = KeyClient(
-        arguments.server,
-        ca_file=arguments.ca,
-        identity=pinned,
-        source=TsmSource(arguments.tsm, launch=_launch(arguments.launch)),
-        deadline=arguments.deadline,
-        **_suite(arguments.suite),
-    )
-    document = arguments.app_document
-    payload = client.fetch(
-        keys,
-        app_document=None if document is None else read_file(document, at_most=_MAX_DOCUMENT),
-        app=app_claim(arguments.app_id, arguments.compose_hash),
-        csr=csr,
-    )
-    say_followed("kms guest", pinned, payload.identity)
+    config = guest_config(arguments)
+    payload = GuestMachine(config).fetch(keys, csr=csr)
+    say_followed("kms guest", config.identity, payload.identity)
     return payload
 
 
@@ -115,27 +135,41 @@ def keep_receipt(path: Path, payload: "Payload") -> None:
         raise Unreadable(f"{path}: {error.strerror}") from error
 
 
-def value_of(key: "ReleasedKey") -> bytes:
-    """Give what a program uses of a key: its bytes; for TLS the PEM of key, if it came, and certificates."""
-    if key.certificate_chain is None:
-        return key.secret
-    from cryptography.hazmat.primitives import serialization as forms
+def _configured(arguments: argparse.Namespace) -> "GuestConfig":
+    """Give the file's configuration, or one that has nothing but the server that was named."""
+    from kms.guest.config import DEFAULT_CONFIG, GuestConfig, read_config
 
-    text = b"".join(each.encode("ascii") for each in key.certificate_chain)
-    if key.value is None:
-        return text
-    private = forms.load_der_private_key(key.value, None)
-    pem = private.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption())
-    return pem + text
+    if arguments.config is not None:
+        return read_config(arguments.config)
+    if arguments.server is None:
+        if DEFAULT_CONFIG.exists():
+            return read_config(DEFAULT_CONFIG)
+        raise WrongUse(f"no server: say --server, or --config; there is no {DEFAULT_CONFIG}")
+    if arguments.identity is None and not arguments.trust_any_kms_identity:
+        raise WrongUse("one of the arguments --identity --trust-any-kms-identity is required")
+    return GuestConfig(server=arguments.server)
 
 
-def _suite(text: str | None) -> dict[str, Any]:
+def evidence_options(arguments: argparse.Namespace, options: "EvidenceOptions") -> "EvidenceOptions":
+    """Give where evidence comes from: `options`, and what the command line says before them."""
+    from kms.guest.hardware import Interface
+
+    given: dict[str, Any] = {
+        "interface": None if arguments.evidence is None else Interface(arguments.evidence),
+        "tsm": arguments.tsm,
+        "device": arguments.device,
+        "privlevel": arguments.privlevel,
+    }
+    return replace(options, **{name: value for name, value in given.items() if value is not None})
+
+
+def _suite(text: str | None) -> "Suite | None":
     if text is None:
-        return {}
+        return None
     from kms.keys.sealing import Suite
 
     try:
-        return {"suite": Suite(text)}
+        return Suite(text)
     except ValueError:
         raise WrongUse(f"--suite is one of {', '.join(Suite)}") from None
 

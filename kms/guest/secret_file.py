@@ -1,5 +1,6 @@
 """Writing keys to a file: new, 0600, and in memory unless the caller insists."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Final
@@ -8,6 +9,8 @@ from kms.errors import ConfigurationError
 
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 _MOUNTS: Final = Path("/proc/self/mountinfo")
+_SWAPS: Final = Path("/proc/swaps")
+_log: Final = logging.getLogger(__name__)
 
 
 def check_place(path: Path, *, allow_disk: bool) -> None:
@@ -25,7 +28,7 @@ def check_place(path: Path, *, allow_disk: bool) -> None:
     if exists:
         raise ConfigurationError(f"{path} exists", remedy="a key file is never replaced: remove it first")
     if not allow_disk:
-        _require_memory(path, folder.st_dev)
+        require_memory(path, folder.st_dev)
 
 
 def write_secret(path: Path, secret: bytes, *, allow_disk: bool) -> None:
@@ -45,8 +48,9 @@ def write_secret(path: Path, secret: bytes, *, allow_disk: bool) -> None:
         with os.fdopen(descriptor, "wb") as file:
             if not allow_disk:
                 # Again, of the file itself: the folder may have been another a moment ago.
-                _require_memory(path, os.fstat(descriptor).st_dev)
+                require_memory(path, os.fstat(descriptor).st_dev)
             file.write(secret)
+        warn_of_swap(path)
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -54,25 +58,55 @@ def write_secret(path: Path, secret: bytes, *, allow_disk: bool) -> None:
         raise
 
 
-def _require_memory(path: Path, device: int) -> None:
-    if _file_system(device) not in _IN_MEMORY:
-        raise ConfigurationError(
-            f"{path} is on a disk, where a key outlives the guest",
-            remedy="write to a tmpfs (/run, /dev/shm), or say --allow-disk",
+def require_memory(
+    path: Path,
+    device: int,
+    *,
+    why: str = "where a key outlives the guest",
+    remedy: str = "write to a tmpfs (/run, /dev/shm), or say --allow-disk",
+) -> None:
+    """Refuse a place that is not in memory; `device` is `st_dev` of the file, or of the folder it will be in.
+
+    Raises:
+        ConfigurationError: it is on a disk, or nobody can tell.
+
+    """
+    if _mounted(device)[0] not in _IN_MEMORY:
+        raise ConfigurationError(f"{path} is on a disk, {why}", remedy=remedy)
+
+
+def warn_of_swap(path: Path) -> None:
+    """Say in the log that what is in `path` may be written to a swap device, if it may."""
+    kind, options = _mounted(path.stat().st_dev)
+    if kind != "tmpfs" or "noswap" in options:
+        return
+    try:
+        lines = _SWAPS.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    except OSError:  # a kernel without swap
+        return
+    # zram is in memory too.
+    devices = [line.split()[0] for line in lines if line.strip() and not line.startswith("/dev/zram")]
+    if devices:
+        _log.warning(
+            "%s may be written to swap (%s), which outlives the guest unless it is encrypted with a key of"
+            " its own: turn it off, or mount the tmpfs with noswap",
+            path,
+            ", ".join(devices),
         )
 
 
-def _file_system(device: int) -> str | None:
-    """Give the type of the mounted file system with this device number; None when it cannot be told."""
+def _mounted(device: int) -> tuple[str | None, frozenset[str]]:
+    """Give type and options of the file system with this device number; None when it cannot be told."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
         lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return None
+        lines = []
     for line in lines:
         # proc_pid_mountinfo(5): id parent major:minor root point options [optional]... - type source options
         mount, dash, kind = line.partition(" - ")
         fields = mount.split(" ")
         if dash and len(fields) > 2 and fields[2] == wanted:
-            return kind.split(" ", 1)[0]
-    return None
+            words = kind.split(" ")
+            return words[0], frozenset(words[-1].split(","))
+    return None, frozenset()

@@ -153,7 +153,8 @@ class TestCommand:
         def fake(*_: Any, **__: Any) -> KeyClient:
             return make_client(kms, machine, time)
 
-        monkeypatch.setattr("kms.guest.client.KeyClient", fake)
+        monkeypatch.setattr("kms.guest.machine.KeyClient", fake)
+        monkeypatch.setattr("kms.guest.hardware.evidence_source", lambda *_, **__: machine)
         monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
 
     def fetch(self, *options: str) -> int:

@@ -10,10 +10,15 @@ import httpx2
 import pytest
 
 from kms.cli import run
+from kms.cli.guest import parser
+from kms.cli.guest_machine import guest_config
 from kms.encoding import b64url, from_base64
-from kms.guest.transport import Connection
+from kms.guest.client import KeyClient
+from kms.guest.hardware import EvidenceOptions, Interface
+from kms.guest.keyring import Keyring
 from kms.keys.identity import Identity
 from kms.keys.names import KeyRequest
+from kms.keys.sealing import Suite
 from kms.keys.signed import Signed
 from kms.labels import RECEIPT
 from kms.ledger.proofs import Receipt
@@ -24,13 +29,17 @@ Fetch = Callable[..., int]
 Captured = pytest.CaptureFixture[bytes]
 
 
+def answered_by(kms: FakeKms, monkeypatch: pytest.MonkeyPatch) -> None:
+    def client(url: str, **options: Any) -> KeyClient:
+        return KeyClient(url, **options | {"transport": httpx2.MockTransport(kms)})
+
+    monkeypatch.setattr("kms.guest.machine.KeyClient", client)
+
+
 @pytest.fixture
 def fetch(kms: FakeKms, machine: SimulatedMachine, monkeypatch: pytest.MonkeyPatch) -> Fetch:
-    def connect(url: str, **options: Any) -> Connection:
-        return Connection(url, **options | {"transport": httpx2.MockTransport(kms)})
-
-    monkeypatch.setattr("kms.guest.client.Connection", connect)
-    monkeypatch.setattr("kms.guest.tsm.TsmSource", lambda *_, **__: machine)
+    answered_by(kms, monkeypatch)
+    monkeypatch.setattr("kms.guest.hardware.evidence_source", lambda *_, **__: machine)
 
     def fetch(*arguments: str, pin: bool = True) -> int:
         pinned = ("--identity", b64url(kms.identity.public_key)) if pin else ()
@@ -152,6 +161,173 @@ def test_wrong_use_asks_nothing(fetch: Fetch, kms: FakeKms, arguments: list[str]
     assert not kms.requests
 
 
+class TestPlaces:
+    """A systemd credential and a kernel keyring in place of a pipe: one key, nothing on standard output."""
+
+    def test_a_credential(self, fetch: Fetch, capfdbinary: Captured, tmp_path: Path) -> None:
+        store = tmp_path / "credstore"
+        place = ["--credential", "disk", "--credential-dir", str(store), "--allow-disk"]
+        assert fetch("--key", "disk", *place) == 0
+        assert (store / "disk").read_bytes() == value_of(DISK)
+        assert capfdbinary.readouterr().out == b""
+        assert fetch("--key", "disk", "--json", *place) == 0
+        shown = json.loads(capfdbinary.readouterr().out)
+        assert shown["credential"] == str(store / "disk")
+        assert "value" not in shown["keys"][0]
+
+    def test_a_keyring(self, fetch: Fetch, capfdbinary: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+        kept: list[tuple[str, bytes, Keyring, int | None]] = []
+
+        def add_key(description: str, secret: bytes, *, keyring: Keyring, timeout: int | None) -> int:
+            kept.append((description, secret, keyring, timeout))
+            return 4711
+
+        monkeypatch.setattr("kms.guest.keyring.check_keyring", lambda *_, **__: None)
+        monkeypatch.setattr("kms.guest.keyring.add_key", add_key)
+        assert fetch("--key", "disk", "--keyring", "kms:disk") == 0
+        assert capfdbinary.readouterr().out == b""
+        place = ["--keyring", "kms:disk", "--keyring-of", "session", "--keyring-timeout", "60"]
+        assert fetch("--key", "disk", "--json", *place) == 0
+        shown = json.loads(capfdbinary.readouterr().out)
+        assert shown["keyring_key"] == 4711
+        assert "value" not in shown["keys"][0]
+        assert kept == [
+            ("kms:disk", value_of(DISK), Keyring.USER, None),
+            ("kms:disk", value_of(DISK), Keyring.SESSION, 60),
+        ]
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--credential", "a/b"],
+            ["--credential", "disk", "--credential-dir", "/dev/null"],
+            ["--credential", "disk", "--keyring", "disk"],
+            ["--credential", "disk", "--output", "/run/disk"],
+            ["--keyring", ""],
+            ["--keyring", "disk", "--keyring-of", "process"],
+            ["--keyring", "disk", "--keyring-timeout", "0"],
+            ["--keyring", "disk", "--keyring-timeout", "soon"],
+            ["--keyring-of", "user"],
+            ["--keyring-timeout", "60"],
+            ["--credential-dir", "/run"],
+            ["--keyring", "disk", "--key", "env"],
+            ["--credential", "disk", "--key", "env", "--json"],
+        ],
+        ids=" ".join,
+    )
+    def test_wrong_use_costs_no_challenge(self, fetch: Fetch, kms: FakeKms, arguments: list[str]) -> None:
+        assert fetch("--key", "disk", *arguments) == 2
+        assert kms.challenges == 0
+
+
+class TestConfiguration:
+    """What the measured image says, and options over it."""
+
+    @pytest.fixture
+    def config(self, kms: FakeKms, document: str, tmp_path: Path) -> Path:
+        path = tmp_path / "guest.toml"
+        path.write_text(f"""
+            server = "https://kms.test:8443"
+            identity = "{b64url(kms.identity.public_key)}"
+            app_document = "{document}"
+        """)
+        path.chmod(0o644)
+        return path
+
+    @pytest.fixture
+    def run_fetch(self, fetch: Fetch) -> Fetch:
+        return lambda *arguments: run(["guest", "fetch", "--key", "disk", *arguments])
+
+    def test_a_file_says_all(
+        self, run_fetch: Fetch, kms: FakeKms, config: Path, capfdbinary: Captured
+    ) -> None:
+        assert run_fetch("--config", str(config)) == 0
+        assert capfdbinary.readouterr().out == value_of(DISK)
+        assert "app_document" in kms.evidence[0]
+
+    def test_the_default_file(
+        self, run_fetch: Fetch, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("kms.guest.config.DEFAULT_CONFIG", config)
+        assert run_fetch() == 0
+        monkeypatch.setattr("kms.guest.config.DEFAULT_CONFIG", tmp_path / "missing")
+        assert run_fetch() == 2
+
+    def test_options_go_before_the_file(
+        self, config: Path, tmp_path: Path, kms: FakeKms, capfdbinary: Captured
+    ) -> None:
+        words = f"fetch --key disk --config {config} --server https://other --deadline 5 --ca /ca.pem"
+        words += " --evidence device --device /dev/x --privlevel 0 --workload /run/w"
+        words += f" --suite {Suite.HPKE_X25519} --identity {b64url(bytes(32))}"
+        arguments = parser().parse_args(words.split())
+        read = guest_config(arguments)
+        assert (read.server, read.deadline, read.ca) == ("https://other", 5.0, Path("/ca.pem"))
+        assert (read.workload, read.suite, read.identity) == (Path("/run/w"), Suite.HPKE_X25519, bytes(32))
+        assert read.evidence == EvidenceOptions(
+            device=Path("/dev/x"), interface=Interface.DEVICE, privlevel=0
+        )
+        assert read.app_document == tmp_path / "app.json"
+
+    def test_without_options_the_files_values_stand(self, config: Path, kms: FakeKms) -> None:
+        with config.open("a") as file:
+            file.write(f"""
+                deadline = 7
+                suite = "{Suite.HPKE_X25519}"
+                [evidence]
+                privlevel = 3
+            """)
+        read = guest_config(parser().parse_args(["fetch", "--key", "disk", "--config", str(config)]))
+        assert (read.deadline, read.suite, read.evidence.privlevel) == (7.0, Suite.HPKE_X25519, 3)
+        assert read.identity == kms.identity.public_key
+
+    def test_a_server_without_a_pin_is_not_helped_out_by_the_default_file(
+        self, run_fetch: Fetch, kms: FakeKms, config: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("kms.guest.config.DEFAULT_CONFIG", config)
+        assert run_fetch("--server", "https://kms.test:8443") == 2
+        assert kms.challenges == 0
+
+    def test_a_file_that_others_can_write_asks_nothing(
+        self, run_fetch: Fetch, kms: FakeKms, config: Path, capfdbinary: Captured
+    ) -> None:
+        config.chmod(0o666)
+        assert run_fetch("--config", str(config), "--json") == 2
+        assert json.loads(capfdbinary.readouterr().out)["error"]["code"] == "configuration"
+        assert kms.challenges == 0
+
+
+class TestWhatTheHostHandsOver:
+    """Refused by this machine itself: status 1, as when the server refuses."""
+
+    def test_another_workload(
+        self, fetch: Fetch, kms: FakeKms, capfdbinary: Captured, document: str, tmp_path: Path
+    ) -> None:
+        workload = tmp_path / "workload"
+        workload.write_bytes(b"another")
+        asked = ("--key", "disk", "--app-document", document, "--workload", str(workload))
+        assert fetch(*asked, "--json") == 1
+        error = json.loads(capfdbinary.readouterr().out)["error"]
+        assert (error["code"], error["reason"]) == ("workload-refused", "compose-hash-differs")
+        assert fetch(*asked) == 1
+        captured = capfdbinary.readouterr()
+        assert (captured.out, b"another workload" in captured.err) == (b"", True)
+        assert kms.challenges == 0
+
+    def test_another_app_document(
+        self, fetch: Fetch, kms: FakeKms, capfdbinary: Captured, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other.json"
+        other.write_bytes(app_document() + b" ")
+        assert fetch("--key", "disk", "--app-document", str(other), "--json") == 1
+        error = json.loads(capfdbinary.readouterr().out)["error"]
+        assert (error["code"], error["reason"]) == ("app-document-refused", "host-data-mismatch")
+        assert not kms.requests
+
+    def test_a_workload_and_nothing_that_names_it(self, fetch: Fetch, kms: FakeKms, document: str) -> None:
+        assert fetch("--key", "disk", "--workload", document) == 2
+        assert kms.challenges == 0
+
+
 @pytest.mark.parametrize("identity", ["", "AAAA", "!", "A" * 44, "@/nonexistent"])
 def test_an_identity_that_is_none(fetch: Fetch, kms: FakeKms, identity: str) -> None:
     assert fetch("--key", "disk", "--identity", identity, pin=False) == 2
@@ -202,10 +378,7 @@ def test_an_answer_with_other_keys_is_status_1(fetch: Fetch, kms: FakeKms, capfd
 def test_no_evidence_is_status_2(
     kms: FakeKms, monkeypatch: pytest.MonkeyPatch, capfdbinary: Captured, tmp_path: Path
 ) -> None:
-    def connect(url: str, **options: Any) -> Connection:
-        return Connection(url, **options | {"transport": httpx2.MockTransport(kms)})
-
-    monkeypatch.setattr("kms.guest.client.Connection", connect)
+    answered_by(kms, monkeypatch)
     pin = b64url(kms.identity.public_key)
     argv = ["guest", "fetch", "--server", "https://kms.test", "--identity", pin, "--key", "disk", "--json"]
     assert run([*argv, "--tsm", str(tmp_path / "report")]) == 2

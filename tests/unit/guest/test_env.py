@@ -40,7 +40,7 @@ def network(kms: FakeKms, machine: SimulatedMachine, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("kms.guest.transport.Connection", connect)
     monkeypatch.setattr("kms.guest.client.Connection", connect)
-    monkeypatch.setattr("kms.guest.tsm.TsmSource", lambda *_, **__: machine)
+    monkeypatch.setattr("kms.guest.hardware.evidence_source", lambda *_, **__: machine)
 
 
 def with_pin(kms: FakeKms, arguments: tuple[str, ...]) -> list[str]:

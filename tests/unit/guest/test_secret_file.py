@@ -1,5 +1,6 @@
 """Key files: new, private, in memory."""
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -86,3 +87,53 @@ def test_a_part_of_a_key_does_not_stay(disk: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigurationError, match="No space"):
         write_secret(disk / "disk.key", b"secret", allow_disk=True)
     assert not (disk / "disk.key").exists()
+
+
+class TestSwap:
+    """A tmpfs is in memory until the kernel swaps it out: to a disk that the host keeps."""
+
+    HEAD = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+
+    @staticmethod
+    def written(
+        folder: Path, monkeypatch: pytest.MonkeyPatch, *, swaps: str, mounted: str = "tmpfs tmpfs rw,size=1k"
+    ) -> None:
+        device = folder.stat().st_dev
+        (folder / "mountinfo").write_text(f"36 35 {os.major(device)}:{os.minor(device)} / / rw - {mounted}\n")
+        (folder / "swaps").write_text(swaps)
+        monkeypatch.setattr(secret_file, "_MOUNTS", folder / "mountinfo")
+        monkeypatch.setattr(secret_file, "_SWAPS", folder / "swaps")
+        write_secret(folder / "disk.key", b"secret", allow_disk=False)
+
+    def test_it_is_said_and_the_key_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        swaps = f"{self.HEAD}/dev/vda2  partition\t1048572\t0\t-2\n/dev/zram0 partition\t1\t0\t5\n"
+        self.written(tmp_path, monkeypatch, swaps=swaps)
+        [record] = caplog.records
+        assert record.levelno == logging.WARNING
+        assert "/dev/vda2" in record.getMessage()
+        assert "zram" not in record.getMessage()
+        assert (tmp_path / "disk.key").read_bytes() == b"secret"
+
+    @pytest.mark.parametrize(
+        ("swaps", "mounted"),
+        [
+            (HEAD, "tmpfs tmpfs rw"),
+            ("", "tmpfs tmpfs rw"),
+            (HEAD + "/dev/zram0 partition 1 0 5\n", "tmpfs tmpfs rw"),
+            (HEAD + "/dev/vda2 partition 1 0 5\n", "tmpfs tmpfs rw,noswap,size=1k"),
+            (HEAD + "/dev/vda2 partition 1 0 5\n", "ramfs ramfs rw"),
+        ],
+        ids=["none", "no procfs", "in memory", "noswap", "ramfs"],
+    )
+    def test_nothing_is_said_where_nothing_can_happen(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        swaps: str,
+        mounted: str,
+    ) -> None:
+        self.written(tmp_path, monkeypatch, swaps=swaps, mounted=mounted)
+        assert caplog.records == []
