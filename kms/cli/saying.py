@@ -4,6 +4,7 @@ An answer comes from a server or a database, and repeats what others wrote (name
 form is checked, and nothing in it may move a terminal's cursor or hide what stands beside it.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -28,8 +29,12 @@ class Line(NamedTuple):
 
 def say(lines: Iterable[Line], *, error: bool = False) -> None:
     """Print lines, in colour where there is a terminal."""
-    from rich.console import Console
-
+    try:
+        from rich.console import Console
+    except ImportError:  # an initrd has no colours (kms/guest/initrd_modules.py)
+        stream = sys.stderr if error else sys.stdout
+        stream.writelines(f"{printable(line.text)}\n" for line in lines)
+        return
     console = Console(stderr=error, highlight=False, markup=False, emoji=False, soft_wrap=True)
     for line in lines:
         console.print(printable(line.text), style=line.style or None)

@@ -208,6 +208,7 @@ class TestPage:
         folder = guest.folder / "page"
         folder.mkdir()
         folder.chmod(0o755)
+        system = folder / "system"
         means = {
             "https://kms:8443": guest.server.url,
             "/etc/attested-kms/ca.pem": str(guest.server.ca),
@@ -215,6 +216,7 @@ class TestPage:
             APP_DOCUMENT: str(guest.folder / "app.json"),
             "/run/attested-kms": str(folder),
             "docker run": f"{folder / 'docker'} run",
+            "hooks install --systemd": f"hooks install --systemd --root {system}",
         }
         config = folder / "guest.toml"
         lines = "\n".join(file.shown)
@@ -233,7 +235,7 @@ class TestPage:
                     keys = LocalGuest(folder, guest.server, guest.tsm)
                     stack.enter_context(keys.activated("serve", folder / "keys.sock", 0o666))
                     continue
-                printed = terminal.type(step.command).printed
+                printed = [line.replace(str(system), "") for line in terminal.type(step.command).printed]
                 assert matches(step.shown, printed), f"{step.command}\n{printed}"
             assert shown_key(typed, terminal) == guest.fetch("custom:db/main")
             secret = shown_key(typed, terminal)
@@ -242,5 +244,5 @@ class TestPage:
 
 def shown_key(typed: list[Step], terminal: Terminal) -> bytes:
     [shown] = [json.loads(each.output) for each in terminal.transcript if '"value"' in each.output]
-    assert len(terminal.transcript) == len(typed) - 1 == 3
+    assert len(terminal.transcript) == len(typed) - 1 == 4
     return from_base64(shown["value"])

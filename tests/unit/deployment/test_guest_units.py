@@ -10,7 +10,7 @@ import pytest
 from kms.cli import guest
 from tests.unit.deployment.test_units import ROOT, program, run
 
-FOLDER: Final = ROOT / "ops" / "systemd" / "guest"
+FOLDER: Final = ROOT / "kms" / "guest" / "hooks" / "systemd"
 KMS: Final = "/opt/attested-kms/bin/kms"
 MOST_EXPOSED: Final = "30"  # of 100, by systemd-analyze's own measure: 23 when this was written
 SERVICES: Final = sorted(FOLDER.glob("*.service"))
