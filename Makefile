@@ -8,7 +8,7 @@ PARALLEL ?= auto
 UV_OPTIONS ?= $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),--system-certs)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format bench fuzz nightly clean
+.PHONY: help demo vm-demo serve test lint format bench fuzz nightly clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml uv.lock
 
 demo: $(STAMP) ## a server, a simulated chip, a guest that gets its keys, and attacks that are refused
 	$(BIN)/kms demo
+
+vm-demo: $(STAMP) ## a whole machine in QEMU, no KVM: it proves itself and opens its disk; takes root, a Debian and minutes
+	$(BIN)/python -m vm
 
 serve: $(STAMP) ## run the server with the settings of the environment and kms.toml
 	$(BIN)/kms serve
