@@ -12,13 +12,14 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from kms.encoding import b64url
@@ -27,6 +28,7 @@ from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product
 from tests.conformance.own_server import Server, environment
 from tests.e2e.guest_client_world import GuestClientWorld, guest_client_world
+from tests.servers.vault import wait_until
 from tests.simulated_tsm import needs_fuse
 from tests.unit.guest.luks.samples import edited
 
@@ -91,7 +93,7 @@ class Machine:
         world, config = self.world, self.folder / "guest.toml"
         config.write_text(
             f'server = "{server or world.genuine.url}"\nca = "{world.ca}"\nidentity = "{b64url(world.pin)}"\n'
-            f'app_document = "{world.document}"\ndeadline = 20\n[evidence]\ntsm = "{world.tsm}"\n'
+            f'app_document = "{world.document}"\ndeadline = 60\n[evidence]\ntsm = "{world.tsm}"\n'
             f'[volumes.data]\ndevice = "{self.device}"\nformat = "blank"\n'
         )
         done = subprocess.run(
@@ -208,6 +210,32 @@ def test_rekeying_by_hand(machine: Machine) -> None:
     assert machine.opens_with(machine.world.key())
 
 
+def test_an_administrator_at_the_same_moment(machine: Machine) -> None:
+    """A token is added to the disk while its key slots are moved to a newer key in memory."""
+    before = machine.boot()["epoch"]
+    old = machine.world.key()
+    rotate(machine.world)
+    words = [shutil.which("cryptsetup"), "token", "add", "--key-description", "recovery", machine.device]
+    adds = (
+        f"import subprocess, sys\nif sys.argv[1] == 'luksAddKey':\n    subprocess.run({words}, check=True)\n"
+    )
+    program = machine.folder / "cryptsetup"
+    program.write_text(SHIM.replace("\n", f"\n{adds}", 1))
+    machine.restart()
+    [volume] = machine.kms("unlock", "--all")["volumes"]
+    assert (volume["epoch"], machine.opened) == (before, ["data"])
+    assert "somebody changed the header" in volume["warning"]
+    error = machine.kms("rekey", machine.device, status=2)["error"]
+    assert (error["code"], error["reason"]) == ("disk-failed", "disk-changed")
+    assert machine.opens_with(old)
+
+    program.write_text(SHIM)
+    assert machine.boot()["rekeyed_from"] == before
+    assert (machine.opens_with(old), machine.opens_with(machine.world.key())) == (False, True)
+    dump = subprocess.run(["cryptsetup", "luksDump", str(machine.file)], capture_output=True, check=True)
+    assert dump.stdout.count(b"luks2-keyring") == 2
+
+
 def test_a_blank_disk_is_not_formatted_unless_that_was_said(machine: Machine) -> None:
     error = machine.kms("unlock", machine.device, "data", status=1)["error"]
     assert (error["code"], error["reason"]) == ("disk-refused", "not-luks")
@@ -268,10 +296,13 @@ def rotate(world: GuestClientWorld) -> None:
     """Make a new epoch, and wait until the server says so. The impostor keeps up."""
     for server in (world.genuine, world.impostor):
         with server.client().http as http:
-            epochs = http.get("/v1/identity").json()["epochs"]
+            rotated = partial(_others_than, http, http.get("/v1/identity").json()["epochs"])
             command(server, "keys", "rotate")
-            while http.get("/v1/identity").json()["epochs"] == epochs:
-                time.sleep(0.05)
+            wait_until(rotated, within=60)
+
+
+def _others_than(http: httpx2.Client, epochs: object) -> bool:
+    return bool(http.get("/v1/identity").json()["epochs"] != epochs)
 
 
 def command(server: Server, *words: str) -> None:

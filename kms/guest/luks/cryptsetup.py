@@ -19,7 +19,9 @@ from kms.guest.luks.metadata import CIPHER, KEY_SIZE, TOKEN_TYPE
 _FOLDERS: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OLDEST: Final = (2, 4, 3)  # --token-type came with 2.4.0; 2.4.3 has the mend of CVE-2021-4122
 _VERSION: Final = re.compile(rb"cryptsetup (\d+)\.(\d+)\.(\d+)")
-_NO_PERMISSION: Final = 2  # cryptsetup(8), "RETURN CODES": a bad passphrase
+# cryptsetup(8), "RETURN CODES"
+_NO_PERMISSION: Final = 2  # a bad passphrase
+_EXISTS_OR_BUSY: Final = 5
 _LONGEST_LINE: Final = 200
 # The key is 256 random bits, so there is nothing to guess that a slow derivation would protect (the point of
 # one, RFC 8018 section 4.2); 1000 is the least that cryptsetup takes. Argon2 would only cost the boot a
@@ -63,7 +65,10 @@ class Cryptsetup:
         )
 
     def open(self, header: MemoryFile, device: Path, name: str, key: bytes) -> None:
-        """Make the mapping `name`, by the header alone. Raises `DiskRefused` if the key does not open it."""
+        """Make the mapping `name`, by the header alone. Raises `DiskRefused` if the key does not open it.
+
+        `DiskFailed` has the reason ``disk-busy`` where another one has the name or the device.
+        """
         self._open(header, key, "--header", header.path, str(device), name)
 
     def test(self, header: MemoryFile, key: bytes, *, slot: int) -> None:
@@ -143,10 +148,10 @@ class Cryptsetup:
         said = _first_line(done.stderr)
         if arguments[0] == "open" and done.returncode == _NO_PERMISSION:
             raise DiskRefused("the key opens no key slot of this disk", reason="key-does-not-open")
-        raise DiskFailed(
-            f"{command} {arguments[0]} failed with status {done.returncode}: {said}",
-            reason="cryptsetup-failed",
-        )
+        failed = f"{command} {arguments[0]} failed with status {done.returncode}: {said}"
+        if arguments[0] == "open" and done.returncode == _EXISTS_OR_BUSY:
+            raise DiskFailed(failed, reason="disk-busy")
+        raise DiskFailed(failed, reason="cryptsetup-failed")
 
 
 def _environment(path: str) -> Mapping[str, str]:

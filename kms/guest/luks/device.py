@@ -1,19 +1,14 @@
 """A block device, or a file in place of one, read and written at offsets."""
 
-import fcntl
 import os
 import stat
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from kms.guest.luks.errors import DiskFailed
-
-_LOCK_WITHIN: Final = 30.0  # seconds
-_POLL: Final = 0.05
+from kms.guest.luks.locks import cryptsetup_lock, lock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +25,15 @@ class Device:
 
     def read(self, offset: int, length: int) -> bytes:
         """Read up to `length` bytes; fewer only at the device's end. Raises `DiskFailed`."""
-        parts = bytearray()
+        parts: list[bytes] = []
+        end = offset + length
         try:
-            while part := os.pread(self.descriptor, length - len(parts), offset + len(parts)):
-                parts += part
+            while part := os.pread(self.descriptor, end - offset, offset):
+                parts.append(part)
+                offset += len(part)
         except OSError as error:
             raise _failed(self.path, "read", error) from error
-        return bytes(parts)
+        return b"".join(parts)
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of `data`. Raises `DiskFailed`."""
@@ -47,6 +44,13 @@ class Device:
                 rest, offset = rest[written:], offset + written
         except OSError as error:
             raise _failed(self.path, "written", error) from error
+
+    def without_cryptsetup(self) -> AbstractContextManager[None]:
+        """Keep `cryptsetup` from changing the header, on a device that was opened to write.
+
+        Its lock of a file is the one that was taken then. Raises `DiskFailed` on entering.
+        """
+        return nullcontext() if self.number is None else cryptsetup_lock(self.number)
 
     def is_behind(self, number: str) -> bool:
         """Say whether the block device of this number is this one, or for a file the loop device over it."""
@@ -81,12 +85,14 @@ def open_device(path: Path, *, write: bool = False) -> Iterator[Device]:
         descriptor = os.open(real, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _failed(path, "opened", error) from error
+    except RuntimeError as error:  # what `resolve` says before Python 3.13
+        raise DiskFailed(f"{path} cannot be opened: its links go round", reason="disk-unusable") from error
     try:
         status = os.fstat(descriptor)
         if not (stat.S_ISBLK(status.st_mode) or stat.S_ISREG(status.st_mode)):
             raise DiskFailed(f"{path} is no block device", reason="not-a-disk")
         if write:
-            _lock(descriptor, path)
+            lock(descriptor, path)
         is_block = stat.S_ISBLK(status.st_mode)
         yield Device(
             path=real,
@@ -96,20 +102,6 @@ def open_device(path: Path, *, write: bool = False) -> Iterator[Device]:
         )
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    """Take the lock that also udev respects (systemd, "Locking Block Device Access")."""
-    end = time.monotonic() + _LOCK_WITHIN
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise DiskFailed(f"another process keeps {path} locked", reason="disk-busy") from None
-            time.sleep(_POLL)
-        else:
-            return
 
 
 def _failed(path: Path, done: str, error: OSError) -> DiskFailed:

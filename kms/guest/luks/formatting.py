@@ -43,13 +43,14 @@ def format_blank(
     anew. Nothing is on it before this returns.
 
     Raises:
-        DiskRefused, DiskFailed: it cannot be done.
+        DiskRefused, DiskFailed: it cannot be done, or the device is blank no more.
 
     """
-    before = device.read(0, DATA_OFFSET)
     with memory_file(bytes(DATA_OFFSET)) as image:
         cryptsetup.format(image, device.path, key)
         cryptsetup.add_token(image, slot=0, epoch=epoch, key=name)
         header = check_header(as_device(image), data_size=device.size)
-    write_back(device, before, header.image, header_size=header.size)
+    with device.without_cryptsetup():
+        check_blank(device)  # again: the key was asked for since, and somebody may have used that time
+        write_back(device, device.read(0, DATA_OFFSET), header.image, header_size=header.size)
     return header

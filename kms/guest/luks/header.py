@@ -74,7 +74,7 @@ def check_header(device: Device, *, data_size: int | None = None) -> CheckedHead
     copy, agree = chosen_copy(area)
     metadata = judge(copy.json_area, header_size=copy.size)
     if len(area) < metadata.header_end:
-        area += device.read(len(area), metadata.header_end - len(area))
+        area += device.read(len(area), metadata.header_end - len(area))  # no byte is read twice
     raw = area[: metadata.header_end]
     size = device.size if data_size is None else data_size
     if len(raw) < metadata.header_end or metadata.data_offset >= size:

@@ -1,12 +1,13 @@
 """The key slots of one key on one disk: opened from the checked copy of the header, and changed in it.
 
 A change is made to the copy, judged again, tried with the key that must open it, and then brought to the disk
-(`kms.guest.luks.write_back`). A key slot is removed in a change of its own, and only one that our token says
-is of an older epoch, when another is known to open.
+(`kms.guest.luks.write_back`), if that is still as it was read: the KMS is asked in between, and whoever
+enrols a recovery key meanwhile must lose neither that nor the volume. A key slot is removed in a change of
+its own, and only one that our token says is of an older epoch, when another opens what is on the disk.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def as_device(image: MemoryFile) -> Device:
 class KeySlots:
     """The key slots of the key called `name` (``disk@app``) on an open device. Keys are bytes.
 
-    All methods raise `DiskRefused` where a key does not open what it must, and `DiskFailed`.
+    All methods raise `DiskRefused` where a key does not open what it must, and `DiskFailed`; its reason is
+    ``disk-changed`` where somebody else changed the header on the disk, which is then left as it is.
     """
 
     def __init__(
@@ -51,11 +53,22 @@ class KeySlots:
 
     def open(self, mapping: str, key: bytes) -> None:
         """Make the mapping from the checked header, and see that the kernel has what was checked."""
-        device, cryptsetup = self._device, self._cryptsetup
-        cryptsetup.open(self._image, device.path, mapping, key)
+        cryptsetup = self._cryptsetup
+        if Mapping.find(cryptsetup, mapping) is not None:
+            raise DiskFailed(f"somebody made a mapping {mapping} meanwhile", reason="name-taken")
         try:
-            made = Mapping.find(cryptsetup, mapping)
-            if made is None or not made.is_of(device, offset=self._header.data_offset):
+            cryptsetup.open(self._image, self._device.path, mapping, key)
+        except DiskRefused:
+            raise
+        except BaseException as error:
+            # It may have made the mapping before it was too slow and killed; where it found one there, or the
+            # device in use, it has not.
+            if not (isinstance(error, DiskFailed) and error.reason == "disk-busy"):
+                with suppress(DiskFailed):  # the first error says more
+                    self._close_ours(mapping)
+            raise
+        try:
+            if not self._is_ours(mapping):
                 raise DiskRefused(
                     "the mapping is not what its header said, and was closed again", reason="mapping-differs"
                 )
@@ -72,8 +85,9 @@ class KeySlots:
 
     def repair(self) -> None:
         """Bring to the disk what a power cut kept from it: the header that counts, as both copies."""
-        repair(self._device, self._header)
-        self._header = replace(self._header, raw=self._header.image)
+        if self._header.raw != self._header.image:
+            with self._unchanged():
+                self._repair()
 
     def record(self, key: bytes, epoch: int) -> None:
         """Write down the epoch of a key whose slot no token names: somebody made the volume by hand."""
@@ -105,12 +119,23 @@ class KeySlots:
         older = [token for token in ours if token.epoch < epoch and token.slot != slot]
         if slot is None or not older:
             return
+        self.repair()
+        with self._unchanged() as area, memory_file(area) as on_disk:
+            self._cryptsetup.test(on_disk, key, slot=slot)
         for token in older:
             if token.slot is not None:
                 self._cryptsetup.kill_slot(self._image, token.slot)
             self._cryptsetup.remove_token(self._image, token.number)
         self._cryptsetup.test(self._image, key, slot=slot)
         self._commit()
+
+    def _is_ours(self, mapping: str) -> bool:
+        found = Mapping.find(self._cryptsetup, mapping)
+        return found is not None and found.is_of(self._device, offset=self._header.data_offset)
+
+    def _close_ours(self, mapping: str) -> None:
+        if self._is_ours(mapping):
+            self._cryptsetup.close(mapping)
 
     def _opens(self, key: bytes, slot: int) -> bool:
         try:
@@ -125,10 +150,28 @@ class KeySlots:
     def _commit(self) -> None:
         """Bring the changed copy to the disk."""
         changed = self._judged()
-        # First what an earlier power cut left: else a torn write now could leave the oldest of three headers.
-        self.repair()
-        write_back(self._device, self._header.image, changed.image, header_size=changed.size)
-        self._header = changed
+        with self._unchanged():
+            # First what an earlier power cut left: else a torn write now could leave the oldest of three.
+            self._repair()
+            write_back(self._device, self._header.image, changed.image, header_size=changed.size)
+        self._header = replace(changed, raw=changed.image)
+
+    def _repair(self) -> None:
+        repair(self._device, self._header)
+        self._header = replace(self._header, raw=self._header.image)
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[bytes]:
+        """Keep `cryptsetup` from the disk, whose header is the one that was read; give what was compared."""
+        with self._device.without_cryptsetup():
+            area = self._device.read(0, len(self._header.raw))
+            if area != self._header.raw:
+                raise DiskFailed(
+                    f"somebody changed the header on {self._device.path} meanwhile, so it was left as it is;"
+                    " the next start, or `kms guest rekey`, goes on from there",
+                    reason="disk-changed",
+                )
+            yield area
 
 
 @contextmanager

@@ -8,7 +8,7 @@
     then, if the app has a newer epoch: a key slot for its key, and the older one removed
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Final
 from kms.errors import ConfigurationError, KmsError
 from kms.guest.config import VolumeConfig
 from kms.guest.errors import Refused
+from kms.guest.key_words import key_text
 from kms.guest.luks.cryptsetup import Cryptsetup
 from kms.guest.luks.device import Device, open_device
 from kms.guest.luks.errors import DiskFailed, DiskRefused
@@ -24,14 +25,15 @@ from kms.guest.luks.formatting import check_blank, format_blank
 from kms.guest.luks.header import CheckedHeader, check_header
 from kms.guest.luks.key_slots import KeySlots, key_slots
 from kms.guest.luks.mapping import Mapping
-from kms.keys.envelope import Payload
+from kms.guest.machine import Fetch
 from kms.keys.names import KeyKind, KeyRequest
 from kms.keys.released import ReleasedKey
 
 # The second: formatting was cut off while the second copy was written. The first MiB is then still zero.
 _NO_HEADER: Final = frozenset({"not-luks", "header-damaged"})
-
-Fetch = Callable[[Sequence[KeyRequest]], Payload]
+# Of epochs on one header: the host writes it, and the KMS is asked for each anew, with a deadline of its own.
+# Re-keying that is cut off leaves two at most; one more is somebody's who wrote it by hand.
+_MAX_TRIED: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,7 @@ def unlock_volume(
             return Unlocked(name=volume.name, device=volume.device, already_open=True)
         header, key = _header(device, volume, fetch, cryptsetup)
         formatted = key is not None
-        with key_slots(device, header, cryptsetup, _name(volume.key)) as slots:
+        with key_slots(device, header, cryptsetup, key_text(volume.key)) as slots:
             if key is None:
                 key = _first_that(partial(slots.open, volume.name), slots, volume.key, fetch)
             else:
@@ -114,7 +116,7 @@ def rekey_volume(path: Path, request: KeyRequest, *, fetch: Fetch, cryptsetup: C
     cryptsetup.check_version()
     with (
         open_device(path, write=True) as device,
-        key_slots(device, check_header(device), cryptsetup, _name(request)) as slots,
+        key_slots(device, check_header(device), cryptsetup, key_text(request)) as slots,
     ):
         if request.epoch is None and not slots.epochs:
             raise ConfigurationError(
@@ -148,7 +150,7 @@ def _header(
     [key] = fetch([volume.key]).keys
     if key.epoch is None:
         raise ConfigurationError("a volume is not made with a key of dstack's", remedy="use a key of our own")
-    made = format_blank(device, cryptsetup, passphrase(key), epoch=key.epoch, name=_name(volume.key))
+    made = format_blank(device, cryptsetup, passphrase(key), epoch=key.epoch, name=key_text(volume.key))
     return made, key
 
 
@@ -162,9 +164,10 @@ def _first_that(
     """
     named = slots.epochs if request.epoch is None else (request.epoch,)
     first: KmsError | None = None
-    for epoch in named or (None,):
+    for epoch in named[:_MAX_TRIED] or (None,):
+        asked = _of_epoch(request, epoch)
         try:
-            [key] = fetch([replace(request, epoch=epoch)]).keys
+            [key] = fetch([asked]).keys
             opens(passphrase(key))
         except (Refused, DiskRefused) as error:
             if not {"epoch-unavailable", "key-does-not-open"}.intersection(_reasons(error)):
@@ -205,18 +208,21 @@ def _move(slots: KeySlots, request: KeyRequest, epoch: int, fetch: Fetch) -> int
     """
     old, new = fetch([replace(request, epoch=epoch), replace(request, epoch=None)]).keys
     current = epoch if new.epoch is None else max(epoch, new.epoch)
+    slots.remove_older(passphrase(old), epoch)  # first, so that there are never more than two
     if current > epoch:
         slots.add(passphrase(old), passphrase(new), current)
         slots.remove_older(passphrase(new), current)
-    else:
-        slots.remove_older(passphrase(old), epoch)
     return current
+
+
+def _of_epoch(request: KeyRequest, epoch: int | None) -> KeyRequest:
+    try:
+        return replace(request, epoch=epoch)
+    except ValueError:
+        raise DiskRefused(
+            "the header names an epoch for a key of dstack's, which has none", reason="token-malformed"
+        ) from None
 
 
 def _reasons(error: Refused | DiskRefused) -> tuple[str, ...]:
     return (error.problem.code, *error.problem.reasons) if isinstance(error, Refused) else (error.reason,)
-
-
-def _name(request: KeyRequest) -> str:
-    """Give what our tokens call a key: ``disk@app``."""
-    return f"{request.name}@{request.scope}"

@@ -1,3 +1,5 @@
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def disk(tmp_path: Path, made: bytes) -> Path:
     return samples.put(samples.blank(tmp_path / "disk"), made)
+
+
+@pytest.fixture
+def loop(disk: Path) -> Iterator[Path]:
+    """Give the disk as a block device, which cryptsetup locks otherwise than a file."""
+    command = ["losetup", "--find", "--show", str(disk)]
+    try:
+        attached = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("takes losetup")
+    if attached.returncode != 0:
+        pytest.skip(f"takes a loop device: {attached.stderr.strip()}")
+    device = attached.stdout.strip()
+    try:
+        yield Path(device)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 @pytest.fixture(autouse=True)

@@ -93,6 +93,20 @@ class TestHonest:
         assert header.epochs == (1,)
         assert set(header.slots) == header.key_slots != {0}
 
+    def test_requirements_that_demand_nothing(self, disk: Path, made: bytes) -> None:
+        put(disk, edited(made, lambda d: d["config"].update(requirements={"mandatory": []})))
+        assert read_header(disk).epochs == (1,)
+
+    def test_slots_and_tokens_with_the_last_numbers(self, disk: Path, made: bytes) -> None:
+        def renumber(document: Document) -> None:
+            for member in ("keyslots", "tokens"):
+                document[member]["31"] = document[member].pop("0")
+            document["tokens"]["31"]["keyslots"] = document["digests"]["0"]["keyslots"] = ["31"]
+
+        put(disk, edited(made, renumber))
+        assert read_header(disk).slots == {31: 1}
+        run("open", "--test-passphrase", "--key-file", "-", str(disk), key=key_of(1))
+
     def test_a_removed_slot_leaves_a_token_that_names_none(self, disk: Path, tmp_path: Path) -> None:
         new = tmp_path / "new"
         new.write_bytes(key_of(2))
@@ -195,7 +209,15 @@ HOSTILE: dict[str, tuple[Callable[[Document], object], str]] = {
     "two digests": (_second("digests"), "digest-not-allowed"),
     "a short digest": (lambda d: d["digests"]["0"].update(digest="AAAA"), "metadata-malformed"),
     "an endless digest": (lambda d: d["digests"]["0"].update(iterations=1 << 31), "digest-not-allowed"),
-    "a requirement": (lambda d: d["config"].update(requirements=["online-reencrypt-v2"]), "requirements"),
+    "a requirement": (
+        lambda d: d["config"].update(requirements={"mandatory": ["online-reencrypt-v2"]}),
+        "requirements",
+    ),
+    "a requirement of another form": (lambda d: d["config"].update(requirements=["a"]), "requirements"),
+    "requirements of a new kind": (
+        lambda d: d["config"].update(requirements={"mandatory": [], "optional": ["a"]}),
+        "requirements",
+    ),
     "discards": (lambda d: d["config"].update(flags=["allow-discards"]), "flags-not-allowed"),
     "another length": (lambda d: d["config"].update(json_size="4096"), "metadata-malformed"),
     "an endless key slots area": (
@@ -203,8 +225,15 @@ HOSTILE: dict[str, tuple[Callable[[Document], object], str]] = {
         "metadata-malformed",
     ),
     "a key slots area beyond the end": (
-        lambda d: (d["config"].update(keyslots_size=str(128 * MIB)), _segment(d).update(offset=str(1 << 30))),
+        lambda d: (d["config"].update(keyslots_size=str(32 * MIB)), _segment(d).update(offset=str(1 << 30))),
         "device-too-small",
+    ),
+    "a key slots area that costs memory": (
+        lambda d: (
+            d["config"].update(keyslots_size=str(32 * MIB + 4096)),
+            _segment(d).update(offset=str(1 << 30)),
+        ),
+        "metadata-malformed",
     ),
     "a token without epoch": (_token(epoch=0), "metadata-malformed"),
     "two tokens of one slot": (
@@ -214,6 +243,18 @@ HOSTILE: dict[str, tuple[Callable[[Document], object], str]] = {
     "a token of two slots": (_token(keyslots=["0", "1"]), "token-malformed"),
     "a token of no slot that is there": (_token(keyslots=["7"]), "token-malformed"),
     "a token with more": (_token(more=1), "metadata-malformed"),
+    "a slot beyond cryptsetup's last one": (
+        lambda d: (
+            d["keyslots"].update({"32": d["keyslots"].pop("0")}),
+            d["digests"]["0"].update(keyslots=["32"]),
+            d["tokens"].clear(),
+        ),
+        "metadata-malformed",
+    ),
+    "a token beyond cryptsetup's last one": (
+        lambda d: d["tokens"].update({"32": d["tokens"].pop("0")}),
+        "metadata-malformed",
+    ),
     "an object without number": (lambda d: d["tokens"].update({"00": {}}), "metadata-malformed"),
     "an object that is none": (lambda d: d["keyslots"].update({"1": []}), "metadata-malformed"),
 }
@@ -243,6 +284,13 @@ class TestHostile:
     )
     def test_no_metadata(self, disk: Path, made: bytes, text: bytes) -> None:
         assert refused(put(disk, with_text(made, text))) == "metadata-malformed"
+
+    def test_a_re_encryption_that_was_begun(self, disk: Path) -> None:
+        begin = ("reencrypt", "--init-only", "--batch-mode", "--resilience", "none", *CHEAP)
+        run(*begin, "--key-file", "-", str(disk), key=key_of(1))
+        with pytest.raises(DiskRefused, match="finish that with `cryptsetup reencrypt`") as caught:
+            read_header(disk)
+        assert caught.value.reason == "requirements"
 
     def test_luks1(self, tmp_path: Path) -> None:
         disk = blank(tmp_path / "disk")
@@ -287,6 +335,13 @@ class TestHostile:
             read_header(tmp_path / "missing")
         with pytest.raises(DiskFailed):
             read_header(tmp_path)
+
+    def test_links_that_go_round(self, tmp_path: Path) -> None:
+        (tmp_path / "a").symlink_to(tmp_path / "b")
+        (tmp_path / "b").symlink_to(tmp_path / "a")
+        with pytest.raises(DiskFailed) as caught:
+            read_header(tmp_path / "a")
+        assert caught.value.reason == "disk-unusable"
 
 
 class TestCopies:

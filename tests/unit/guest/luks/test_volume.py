@@ -5,13 +5,16 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from kms.errors import ConfigurationError
 from kms.guest.errors import AnswerRejected, Refused
 from kms.guest.luks import DiskFailed, DiskRefused, read_header
 from kms.guest.luks.cryptsetup import Cryptsetup
+from kms.guest.luks.memory_file import MemoryFile
 from kms.guest.luks.volume import Rekeyed, Unlocked, rekey_volume, unlock_volume
 from kms.keys.envelope import Payload
 from kms.keys.names import KeyRequest
@@ -54,8 +57,8 @@ def unlock(
     )
 
 
-def rekey(disk: Path, kms: Kms, request: KeyRequest = DISK) -> Rekeyed:
-    return rekey_volume(disk, request, fetch=kms.fetch, cryptsetup=Trial())
+def rekey(disk: Path, kms: Kms, key: KeyRequest = DISK) -> Rekeyed:
+    return rekey_volume(disk, key, fetch=kms.fetch, cryptsetup=Trial())
 
 
 class TestOpening:
@@ -201,6 +204,71 @@ class TestDstack:
             unlock(disk, Kms(), format_blank=True, key=self.KEY)
         assert not any(disk.read_bytes())
 
+    def test_the_host_names_an_epoch_for_it(self, disk: Path, made: bytes) -> None:
+        put(disk, edited(made, lambda d: d["tokens"]["0"].update(key="dstack:disk@instance")))
+        for action in (unlock, rekey):
+            with pytest.raises(DiskRefused, match="which has none") as caught:
+                action(disk, Kms(), key=self.KEY)
+            assert caught.value.reason == "token-malformed"
+
+
+class Slow(Trial):
+    """Makes the mapping, and is killed before it says so. `maps` is the device, if not ours."""
+
+    def __init__(self, maps: Path | None = None, *, reason: str = "cryptsetup-timeout") -> None:
+        super().__init__()
+        self._maps = maps
+        self._reason = reason
+
+    @override
+    def open(self, header: MemoryFile, device: Path, name: str, key: bytes) -> None:
+        super().open(header, self._maps or device, name, key)
+        raise DiskFailed("cryptsetup open took longer than 120 s", reason=self._reason)
+
+
+class TestOpeningThatFails:
+    """The next start must not take what a failure left for a volume that was opened and judged."""
+
+    def test_what_it_had_made_is_closed(self, disk: Path) -> None:
+        trial = Slow()
+        with pytest.raises(DiskFailed, match="took longer"):
+            unlock(disk, Kms(), trial)
+        assert trial.opened == {}
+
+    def test_what_another_device_has_is_not(self, disk: Path, tmp_path: Path) -> None:
+        trial = Slow(blank(tmp_path / "other"))
+        with pytest.raises(DiskFailed, match="took longer"):
+            unlock(disk, Kms(), trial)
+        assert list(trial.opened) == ["data"]
+
+    def test_what_somebody_else_made_at_that_moment_is_not(self, disk: Path) -> None:
+        trial = Slow(reason="disk-busy")
+        with pytest.raises(DiskFailed):
+            unlock(disk, Kms(), trial)
+        assert list(trial.opened) == ["data"]
+
+    def test_nor_what_was_made_while_the_kms_was_asked(self, disk: Path) -> None:
+        kms, trial = Kms(), Trial()
+        theirs = f"0 100 crypt aes-xts-plain64 :64:logon:x 0 {disk} 4096"
+
+        def fetch(keys: Sequence[KeyRequest]) -> Payload:
+            trial.opened["data"] = theirs
+            return kms.fetch(keys)
+
+        with pytest.raises(DiskFailed) as caught:
+            unlock_volume(volume(disk), fetch=fetch, newest_epoch=lambda: None, cryptsetup=trial)
+        assert (caught.value.reason, trial.opened) == ("name-taken", {"data": theirs})
+
+    def test_cryptsetup_s_word_for_a_name_that_is_taken(self, disk: Path, tmp_path: Path) -> None:
+        real = shutil.which("cryptsetup")
+        body = f'[ "$1" = --version ] && exec {real} --version; echo Device data already exists. >&2; exit 5'
+        nothing = tmp_path / "dmsetup"
+        nothing.write_text("#!/bin/sh\necho No devices found\n")
+        nothing.chmod(0o755)
+        with pytest.raises(DiskFailed, match="already exists") as caught:
+            unlock(disk, Kms(), Cryptsetup(_script(tmp_path, body), dmsetup=str(nothing)))
+        assert caught.value.reason == "disk-busy"
+
 
 class TestPrograms:
     def test_none(self, disk: Path) -> None:
@@ -264,6 +332,20 @@ class TestFormatting:
             unlock(disk, Kms(), format_blank=True)
         assert disk.read_bytes() == before
 
+    def test_never_over_what_came_while_the_kms_was_asked(self, tmp_path: Path) -> None:
+        disk, kms = blank(tmp_path / "disk"), Kms()
+
+        def fetch(keys: Sequence[KeyRequest]) -> Payload:
+            put(disk, b"a file system")
+            return kms.fetch(keys)
+
+        with pytest.raises(DiskRefused) as caught:
+            unlock_volume(
+                volume(disk, format_blank=True), fetch=fetch, newest_epoch=lambda: 1, cryptsetup=Trial()
+            )
+        assert caught.value.reason == "not-blank"
+        assert disk.read_bytes().rstrip(b"\0") == b"a file system"
+
     def test_a_disk_that_is_too_small(self, tmp_path: Path) -> None:
         with pytest.raises(DiskRefused) as caught:
             unlock(blank(tmp_path / "disk", 16 * MIB), Kms(), format_blank=True)
@@ -307,6 +389,38 @@ class TestRotation:
         assert kms.asked[:2] == [[5], [1]]
         assert done.epoch == 2
         assert opens(disk, 2)
+
+    def test_no_more_than_three_epochs_are_tried(self, disk: Path, tmp_path: Path) -> None:
+        for epoch in (2, 3, 4):
+            _add_epoch(disk, tmp_path, epoch)
+        kms = Kms(current=5, over={1, 2, 3, 4})
+        with pytest.raises(Refused):
+            unlock(disk, kms)
+        assert kms.asked == [[4], [3], [2]]
+        assert unlock(disk, Kms(current=5)).rekeyed_from == 4
+        assert read_header(disk).epochs == (5,)
+
+    def test_what_an_interrupted_move_left_is_removed_before_the_next_one(
+        self, disk: Path, tmp_path: Path
+    ) -> None:
+        _add_epoch(disk, tmp_path, 2)
+
+        class Full(Trial):
+            @override
+            def add_key(self, header: MemoryFile, key: bytes, new: bytes) -> None:
+                raise DiskFailed("no room", reason="cryptsetup-failed")
+
+        assert unlock(disk, Kms(current=3), Full()).warning == "no room"
+        assert read_header(disk).epochs == (2,)
+
+    def test_tokens_of_many_epochs_do_not_stop_a_move(self, disk: Path, made: bytes) -> None:
+        def more(document: dict[str, Any]) -> None:
+            slotless = {"type": "attested-kms", "keyslots": [], "key": "disk@app"}
+            document["tokens"] |= {str(n): slotless | {"epoch": n + 1} for n in range(1, 12)}
+
+        done = unlock(put(disk, edited(made, more)), Kms(current=20))
+        assert (done.epoch, done.rekeyed_from, done.warning) == (20, 1, None)
+        assert [token.epoch for token in read_header(disk).tokens] == [20]
 
     def test_slots_of_others_are_never_removed(self, disk: Path, tmp_path: Path) -> None:
         _add_epoch(disk, tmp_path, 9, token=False)  # a recovery key
@@ -355,7 +469,7 @@ def _add_epoch(disk: Path, folder: Path, epoch: int, *, token: bool = True) -> N
     new = str(folder / "new")
     run("luksAddKey", *CHEAP, "--batch-mode", "--key-file", "-", str(disk), new, key=key_of(1))
     if token:
-        add_token(disk, slot=1, epoch=epoch)
+        add_token(disk, slot=max(read_header(disk).key_slots), epoch=epoch)
 
 
 def _script(folder: Path, body: str) -> str:
