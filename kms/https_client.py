@@ -1,9 +1,10 @@
-"""HTTPS to one server that somebody named: its address, the CA that speaks for it, and what TLS said of it.
+"""HTTPS to one server that somebody named: its address, its CA, what TLS said of it, and what time it has.
 
 For guests and for operators, whose secrets go to that server and to nobody else.
 """
 
 import ssl
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx2
@@ -21,9 +22,12 @@ def https_url(text: str) -> httpx2.URL:
     remedy = "write https://HOST:PORT"
     try:
         url = httpx2.URL(text)
-    except httpx2.InvalidURL:
+        plain = url.scheme == "https" and url.host and not (url.userinfo or url.query or url.fragment)
+        # As the resolver will: a name that it cannot take would be tried again until the deadline.
+        url.raw_host.decode("ascii").encode("idna")
+    except (httpx2.InvalidURL, UnicodeError):
         raise ConfigurationError("the server's address is not a URL", remedy=remedy) from None
-    if url.scheme != "https" or not url.host or url.userinfo or url.query or url.fragment:
+    if not plain:
         raise ConfigurationError("the server's address is not plain HTTPS", remedy=remedy)
     return url
 
@@ -35,13 +39,20 @@ def client_context(ca_file: Path | None) -> ssl.SSLContext:
         ConfigurationError: the file cannot be used.
 
     """
+    # Not `ssl.create_default_context`: it would write every session's secrets to the file that the
+    # environment names (SSLKEYLOGFILE), which may be on a disk of the host's.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # asks for a certificate, and for its name
     try:
-        # With a file, nothing else is loaded: no public CA can speak for this server.
-        return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+        if ca_file is None:
+            context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        else:
+            # With a file, nothing else is loaded: no public CA can speak for this server.
+            context.load_verify_locations(ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(
             f"the CA file {ca_file} cannot be used: {error.strerror or error}", remedy="it must be PEM"
         ) from error
+    return context
 
 
 def certificate_fault(error: BaseException) -> str | None:
@@ -52,3 +63,15 @@ def certificate_fault(error: BaseException) -> str | None:
             return cause.verify_message or "it does not verify"
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def seconds_ahead(date: str | None, now: float) -> float | None:
+    """Say how far a server's clock is before ours, `now` (seconds since 1970), by the `Date` of its answer.
+
+    None where it says no time. An HTTP date is cut to whole seconds (RFC 9110, section 5.6.7).
+    """
+    try:
+        theirs = parsedate_to_datetime(date or "")
+    except (ValueError, OverflowError):
+        return None
+    return None if theirs.tzinfo is None else theirs.timestamp() + 0.5 - now

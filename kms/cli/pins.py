@@ -1,8 +1,10 @@
 """What a command line says of a guest beside its evidence: the KMS to trust, and the app it names."""
 
+from pathlib import Path
 from typing import Final
 
-from kms.cli.output import WrongUse, read_file
+from kms import private_files
+from kms.cli.output import Unreadable, WrongUse
 from kms.encoding import from_base64
 from kms.errors import ConfigurationError
 from kms.identifiers import AppId, ComposeHash
@@ -17,11 +19,11 @@ def read_identity(text: str) -> bytes:
 
     Raises:
         ConfigurationError: it is none.
-        Unreadable: the file cannot be read.
+        Unreadable: the file cannot be read, or is no regular file of at most 256 bytes.
 
     """
     if text.startswith("@"):
-        text = read_file(text[1:], at_most=_MAX_FILE).decode("ascii", "replace").strip()
+        text = _read_small(Path(text[1:])).decode("ascii", "replace").strip()
     try:
         identity = from_base64(text)
     except ValueError:
@@ -32,6 +34,16 @@ def read_identity(text: str) -> bytes:
             remedy="`GET /v1/identity` of the right server shows it",
         )
     return identity
+
+
+def _read_small(path: Path) -> bytes:
+    # A pipe in the file's place would hold a booting guest past every deadline.
+    try:
+        return bytes(private_files.read(path, at_most=_MAX_FILE, owners=None, foreign=0, follow=True))
+    except private_files.Unfit as error:
+        raise Unreadable(f"{path} {error}") from None
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror}") from error
 
 
 def app_claim(app_id: str | None, compose_hash: str | None) -> AppClaim | None:

@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -23,6 +23,8 @@ from typing_extensions import override
 from kms.guest.threads import in_thread
 
 _LOOK: Final = 0.1  # seconds
+# Bytes that TLS is handed between two looks at the time: some 30 ms of work, where all are session tickets.
+_AT_ONCE: Final = 16 << 10
 _Left: TypeAlias = Callable[[], float]
 _Address: TypeAlias = tuple[Any, Any, int, str, Any]  # as socket.getaddrinfo gives it
 
@@ -84,18 +86,10 @@ class _Tcp(httpcore2.NetworkStream):
     ) -> httpcore2.NetworkStream:
         with _told(httpcore2.ConnectTimeout, httpcore2.ConnectError, "no TLS handshake in time"):
             try:
-                tls = ssl_context.wrap_socket(
-                    self._socket, server_hostname=server_hostname, do_handshake_on_connect=False
-                )
+                return _Tls(self._socket, ssl_context, server_hostname, self._left)
             except BaseException:
                 self.close()
                 raise
-            try:
-                _finish(tls, tls.do_handshake, self._left)
-            except BaseException:
-                tls.close()
-                raise
-        return _Tls(tls, self._left)
 
     @override
     def close(self) -> None:
@@ -103,30 +97,77 @@ class _Tcp(httpcore2.NetworkStream):
 
 
 class _Tls(httpcore2.NetworkStream):
-    def __init__(self, tls: ssl.SSLSocket, left: _Left) -> None:
-        self._tls = tls
+    """TLS that is handed the network's bytes a little at a time.
+
+    On a socket, one call of OpenSSL goes on for as long as a server sends what TLS keeps to itself: session
+    tickets, key updates, requests to shake hands again (SSL_MODE_AUTO_RETRY). It would pass any deadline.
+    """
+
+    def __init__(
+        self, connected: socket.socket, context: ssl.SSLContext, server_hostname: str | None, left: _Left
+    ) -> None:
+        self._socket = connected
         self._left = left
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        self._finish(self._tls.do_handshake)
 
     @override
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         with _told(httpcore2.ReadTimeout, httpcore2.ReadError, "no whole answer in time"):
-            return _finish(self._tls, partial(self._tls.recv, max_bytes), self._left)
+            try:
+                return self._finish(partial(self._tls.read, max_bytes))
+            except ssl.SSLEOFError:
+                # Many servers close without TLS's word for it. What ends too early, HTTP tells by its length.
+                return b""
 
     @override
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         unsent = memoryview(buffer)
         with _told(httpcore2.WriteTimeout, httpcore2.WriteError, "the request was not taken in time"):
             while unsent:
-                unsent = unsent[_finish(self._tls, partial(self._tls.send, unsent), self._left) :]
+                unsent = unsent[self._finish(partial(self._tls.write, unsent[:_AT_ONCE])) :]
 
     @override
     def close(self) -> None:
-        self._tls.close()
+        self._socket.close()
 
     @override
     def get_extra_info(self, info: str) -> Any:
         """Say whether an idle connection has something to read: that its end has come."""
-        return _ready(self._tls, select.POLLIN, 0) if info == "is_readable" else None
+        if info != "is_readable":
+            return None
+        return self._incoming.pending > 0 or _ready(self._socket, select.POLLIN, 0)
+
+    def _finish(self, operation: Callable[[], T]) -> T:
+        """Do it, as often as TLS wants to see more of the network first."""
+        while self._left() > 0:
+            try:
+                outcome = operation()
+            except ssl.SSLWantReadError:
+                self._send()
+                self._receive()
+            except ssl.SSLError:
+                with suppress(OSError):  # the alert that says why; nobody waits for it to be taken
+                    self._socket.send(self._outgoing.read())
+                raise
+            else:
+                self._send()
+                return outcome
+        raise TimeoutError
+
+    def _send(self) -> None:
+        unsent = memoryview(self._outgoing.read())
+        while unsent:
+            _wait(self._socket, select.POLLOUT, self._left)
+            unsent = unsent[self._socket.send(unsent) :]
+
+    def _receive(self) -> None:
+        _wait(self._socket, select.POLLIN, self._left)
+        if received := self._socket.recv(_AT_ONCE):
+            self._incoming.write(received)
+        else:
+            self._incoming.write_eof()
 
 
 def _resolve(host: str, port: int, left: _Left) -> list[_Address]:
@@ -170,18 +211,6 @@ def _connect(address: _Address, left: _Left) -> socket.socket:
         connecting.close()
         raise
     return connecting
-
-
-def _finish(tls: ssl.SSLSocket, operation: Callable[[], T], left: _Left) -> T:
-    """Do what does not wait by itself, as often as TLS wants to see more of the network first."""
-    while left() > 0:
-        try:
-            return operation()
-        except ssl.SSLWantReadError:
-            _wait(tls, select.POLLIN, left)
-        except ssl.SSLWantWriteError:
-            _wait(tls, select.POLLOUT, left)
-    raise TimeoutError
 
 
 def _wait(waiting: socket.socket, event: int, left: _Left) -> None:

@@ -13,20 +13,20 @@ import errno
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from kms.guest.collection import HIGHEST_PRIVLEVEL, BusyRetry, wire_evidence
 from kms.guest.errors import EvidenceError
-from kms.guest.tidy_end import tidy_end
+from kms.guest.tidy_end import tidied
 from kms.strict_json import JsonValue
 
 # The standard library's: a guest is also a library, and its standard output may be a key's way to a disk.
 _log: Final = logging.getLogger(__name__)
 
 DEFAULT_TSM: Final = Path("/sys/kernel/config/tsm/report")
+ENTRY_PREFIX: Final = "attested-kms-"  # of the names of our entries
 PROVIDER: Final = "sev_guest"  # the name that the kernel's sev-guest driver registers
 _OTHER_TEES: Final = {"tdx_guest": "an Intel TDX guest", "arm_cca_guest": "an Arm CCA realm"}
 _MAX_BLOB: Final = 32 * 1024  # TSM_OUTBLOB_MAX of Linux 6.7; a report is 1184 bytes
@@ -124,30 +124,22 @@ class TsmSource:
             EvidenceError: no such interface, another TEE, a conflict, or a report over other bytes.
 
         """
-        with tidy_end(), self._entry() as entry:
-            try:
-                report, certificates = self._read_blobs(entry, report_data)
-            except OSError as error:
-                raise _explained(f"{entry} failed", error, _EXPLAINED_OF_ENTRY) from error
+        # Random, not the process id: containers share configfs and repeat ids.
+        entry = self._path / f"{ENTRY_PREFIX}{secrets.token_hex(16)}"
+        # Whatever happens, a signal right after the making as well: the kernel keeps entries that are left
+        # behind, and then no driver registers again (tsm_report_register).
+        report, certificates = tidied(lambda: self._ask(entry, report_data), lambda: self._remove(entry))
         return wire_evidence(report, certificates, self._launch, report_data=report_data)
 
-    @contextmanager
-    def _entry(self) -> Iterator[Path]:
-        """Make an entry of our own, and remove it whatever happens.
-
-        The kernel keeps those left behind, and then no driver registers again (tsm_report_register).
-        """
-        # Random, not the process id: containers share configfs and repeat ids.
-        entry = self._path / f"attested-kms-{secrets.token_hex(16)}"
-        # `finally` around the making as well: an interrupt may come right after it.
+    def _ask(self, entry: Path, report_data: bytes) -> tuple[bytes, bytes]:
         try:
-            try:
-                self._configfs.make(entry)
-            except OSError as error:
-                raise _explained(f"cannot make an entry in {self._path}", error, _EXPLAINED) from error
-            yield entry
-        finally:
-            self._remove(entry)
+            self._configfs.make(entry)
+        except OSError as error:
+            raise _explained(f"cannot make an entry in {self._path}", error, _EXPLAINED) from error
+        try:
+            return self._read_blobs(entry, report_data)
+        except OSError as error:
+            raise _explained(f"{entry} failed", error, _EXPLAINED_OF_ENTRY) from error
 
     def _remove(self, entry: Path) -> None:
         try:

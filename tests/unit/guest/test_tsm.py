@@ -1,6 +1,7 @@
 """configfs-tsm on an emulated tree, with the faults that real ones have."""
 
 import errno
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -259,6 +260,21 @@ def test_the_entry_goes_wherever_an_interrupt_comes(
     tmp_path: Path, configfs: EmulatedConfigFs, where: str
 ) -> None:
     configfs.interrupted = where
+    with pytest.raises(KeyboardInterrupt):
+        TsmSource(tmp_path, configfs=configfs).evidence(ASKED)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_does_not_come_before_the_entry_is_removed(
+    tmp_path: Path, configfs: EmulatedConfigFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = configfs.remove
+
+    def interrupted(entry: Path) -> None:
+        signal.raise_signal(signal.SIGINT)
+        remove(entry)
+
+    monkeypatch.setattr(configfs, "remove", interrupted)
     with pytest.raises(KeyboardInterrupt):
         TsmSource(tmp_path, configfs=configfs).evidence(ASKED)
     assert list(tmp_path.iterdir()) == []
