@@ -1,34 +1,19 @@
 """`kms doctor`: look whether everything that a server stands on is as it must be."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
-from kms.cli.output import OK, REFUSED, print_json
+from kms.cli.findings_report import tell
 from kms.cli.parsers import Parser
-from kms.cli.saying import Line, say
 from kms.errors import ConfigurationError
+from kms.findings import Finding, refused
 from kms.settings import load_settings
-
-if TYPE_CHECKING:
-    from kms.doctor import Diagnosis
-
-_STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red", "unknown": "cyan"}
 
 
 def main(argv: list[str]) -> int:
     """Look at everything, change nothing, and say what to do about what is wrong."""
     arguments = parser().parse_args(argv)
-    found = _examined(arguments.config)
-    healthy = not any(each.failed for each in found)
-    if arguments.json:
-        print_json({"healthy": healthy, "checks": [_document(each) for each in found]})
-    else:
-        say(line for each in found for line in _lines(each))
-        failures = sum(each.failed for each in found)
-        say([Line(f"{failures} of {len(found)} checks failed" if failures else "nothing failed")])
-    return OK if healthy else REFUSED
+    return tell(_examined(arguments.config), as_json=arguments.json)
 
 
 def parser() -> Parser:
@@ -47,28 +32,11 @@ def parser() -> Parser:
     return command
 
 
-def _examined(config: Path | None) -> "tuple[Diagnosis, ...]":
+def _examined(config: Path | None) -> tuple[Finding, ...]:
     from kms.doctor import examine
-    from kms.doctor.diagnosis import refused
 
     try:
         settings, warnings = load_settings(config)
     except ConfigurationError as error:
         return (refused("settings", error, "docs/reference/settings.md has every setting"),)
     return asyncio.run(examine(settings, warnings))
-
-
-def _document(each: "Diagnosis") -> dict[str, str]:
-    return {
-        "name": each.name,
-        "status": each.status.value,
-        "detail": each.detail,
-        "remedy": each.remedy,
-    }
-
-
-def _lines(each: "Diagnosis") -> Iterator[Line]:
-    status = each.status.value
-    yield Line(f"{status:<8} {each.name:<20} {each.detail}", _STYLES[status])
-    if each.remedy:
-        yield Line(f"{'':<29} → {each.remedy}")

@@ -9,15 +9,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kms.anchor import Anchor, FileAnchor
 from kms.database.engine import is_shared
 from kms.database.ledger import LedgerStore
-from kms.doctor.diagnosis import Diagnosis, failed, ok, unknown, warning
 from kms.doctor.root import founding_identity
+from kms.findings import Finding, failed, ok, unknown, warning
 from kms.keys.root_messages import FOUNDING_EPOCH, ledger_message
 from kms.ledger.ledger_key import derive_checkpoint_key
 from kms.ledger_memory import LedgerMemory
 from kms.rootkey import CheckedRoot
 
 
-async def anchored(anchor: Anchor, database_url: str, *, data_dir: Path, new: bool) -> Iterable[Diagnosis]:
+async def anchored(anchor: Anchor, database_url: str, *, data_dir: Path, new: bool) -> Iterable[Finding]:
     """Look at the anchor; `new` says that the database was never used.
 
     Raises:
@@ -30,7 +30,7 @@ async def anchored(anchor: Anchor, database_url: str, *, data_dir: Path, new: bo
     return [await _kept(anchor, new=new), _apart(anchor, database_url)]
 
 
-async def ledger_in(engine: AsyncEngine, root: CheckedRoot, anchor: Anchor) -> Iterable[Diagnosis]:
+async def ledger_in(engine: AsyncEngine, root: CheckedRoot, anchor: Anchor) -> Iterable[Finding]:
     """Look whether the ledger goes on from what the anchor has seen, as a server does before it records.
 
     Raises:
@@ -46,7 +46,7 @@ async def ledger_in(engine: AsyncEngine, root: CheckedRoot, anchor: Anchor) -> I
     return [ok("ledger", f"{found.size} entries in its checkpoint; the anchor has seen {memory.seen.size}")]
 
 
-async def _kept(anchor: Anchor, *, new: bool) -> Diagnosis:
+async def _kept(anchor: Anchor, *, new: bool) -> Finding:
     head, keys, ledger = await anchor.read(), await anchor.read_keys(), await anchor.read_ledger()
     unused = head is None and ledger is None and keys.epochs == 0
     if new and not unused:
@@ -68,7 +68,7 @@ async def _kept(anchor: Anchor, *, new: bool) -> Diagnosis:
     return ok("anchor", f"{anchor.place} has seen change {change}, {keys.epochs} epochs, {size} entries")
 
 
-def _apart(anchor: Anchor, database_url: str) -> Diagnosis:
+def _apart(anchor: Anchor, database_url: str) -> Finding:
     name = "anchor-apart"
     if not isinstance(anchor, FileAnchor):
         return ok(name, "the anchor is not kept with the database")

@@ -2,14 +2,13 @@
 
 import asyncio
 import ssl
+import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 import httpx2
 
-from kms.https_client import certificate_fault
+from kms.https_client import certificate_fault, seconds_ahead
 
 _WITHIN: Final = 5.0  # seconds
 
@@ -39,22 +38,10 @@ async def ask(url: str, *, trust: ssl.SSLContext | None, proxies: bool) -> Heard
             ) as client,
             client.stream("GET", url) as response,
         ):
-            return Heard(status=response.status_code, ahead=_ahead(response.headers.get("Date")))
+            ahead = seconds_ahead(response.headers.get("Date"), time.time())
+            return Heard(status=response.status_code, ahead=ahead)
     except (TimeoutError, httpx2.TimeoutException):
         return f"no answer within {_WITHIN:g} seconds"
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
         fault = certificate_fault(error)
         return type(error).__name__ if fault is None else f"its certificate: {fault}"
-
-
-def _ahead(date: str | None) -> float | None:
-    """Compare with an HTTP date, which is cut to whole seconds (RFC 9110 section 5.6.7)."""
-    if date is None:
-        return None
-    try:
-        theirs = parsedate_to_datetime(date)
-    except ValueError:
-        return None
-    if theirs.tzinfo is None:
-        return None
-    return (theirs - datetime.now(UTC)).total_seconds() + 0.5

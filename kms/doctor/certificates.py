@@ -8,14 +8,14 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from kms.doctor.diagnosis import Diagnosis, failed, ok, unknown, warning
+from kms.findings import Finding, failed, ok, unknown, warning
 from kms.http.tls import certificate_names
 from kms.settings import Settings
 
 _SOON: Final = timedelta(days=30)
 
 
-def certificates(settings: Settings, path: Path, key: Path, now: datetime) -> Iterator[Diagnosis]:
+def certificates(settings: Settings, path: Path, key: Path, now: datetime) -> Iterator[Finding]:
     """Look at the certificate in `path`, the server's first."""
     own = settings.tls_cert is not None
     if not path.exists() and not own:
@@ -31,7 +31,7 @@ def certificates(settings: Settings, path: Path, key: Path, now: datetime) -> It
     yield _pair(certificate, key)
 
 
-def _life(certificate: x509.Certificate, *, own: bool, now: datetime) -> Diagnosis:
+def _life(certificate: x509.Certificate, *, own: bool, now: datetime) -> Finding:
     name, end = "tls-certificate", certificate.not_valid_after_utc
     remedy = "renew it, and" if own else "the server makes a new one:"
     remedy += " start the server again"
@@ -45,7 +45,7 @@ def _life(certificate: x509.Certificate, *, own: bool, now: datetime) -> Diagnos
     return ok(name, f"it is good until {end:%Y-%m-%d}")
 
 
-def _names(certificate: x509.Certificate, settings: Settings) -> Diagnosis:
+def _names(certificate: x509.Certificate, settings: Settings) -> Finding:
     name = "tls-names"
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -62,7 +62,7 @@ def _names(certificate: x509.Certificate, settings: Settings) -> Diagnosis:
     return ok(name, f"the certificate is for {', '.join(has)}")
 
 
-def _pair(certificate: x509.Certificate, key: Path) -> Diagnosis:
+def _pair(certificate: x509.Certificate, key: Path) -> Finding:
     name, remedy = "tls-pair", "name the key that the certificate was made for, in PEM without a passphrase"
     try:
         private = serialization.load_pem_private_key(key.read_bytes(), None)

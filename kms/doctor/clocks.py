@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from kms.doctor.diagnosis import Diagnosis, failed, ok, unknown, warning
+from kms.findings import Finding, failed, ok, unknown, warning
 
 # Less is what a network and whole seconds make of two clocks that agree.
 _NOTICED: Final = 5.0  # seconds
@@ -11,7 +11,7 @@ _WRONG: Final = 60.0
 _REMEDY: Final = "set the clock that is wrong, and keep it right (chrony, systemd-timesyncd)"
 
 
-def compared(ahead: Mapping[str, float]) -> Diagnosis:
+def compared(ahead: Mapping[str, float]) -> Finding:
     """Judge how many seconds the clocks of others are before ours."""
     name = "clock"
     if not ahead:

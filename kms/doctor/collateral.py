@@ -8,7 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.database.collateral import CollateralDatabase
 from kms.doctor.asking import Heard, ask
-from kms.doctor.diagnosis import Diagnoses, Diagnosis, failed, ok, warning
+from kms.doctor.diagnosis import Diagnoses
+from kms.findings import Finding, failed, ok, warning
 from kms.kds.audit import Freshness, freshness
 from kms.ports import Clock, StoredRevocationList
 from kms.settings import Settings
@@ -34,7 +35,7 @@ async def services(settings: Settings) -> tuple[Diagnoses, dict[str, float]]:
     return [_said(url, each, reached=reached) for url, each in heard.items()], ahead
 
 
-def _said(url: str, heard: Heard | str, *, reached: bool) -> Diagnosis:
+def _said(url: str, heard: Heard | str, *, reached: bool) -> Finding:
     remedy = "until it answers, chips whose certificates nobody has are refused (docs/guides/collateral.md)"
     if isinstance(heard, str):
         detail = f"{url}: {heard}"
@@ -47,7 +48,7 @@ def _said(url: str, heard: Heard | str, *, reached: bool) -> Diagnosis:
     return ok("kds", detail)
 
 
-async def kept(engine: AsyncEngine, settings: Settings, clock: Clock) -> Iterable[Diagnosis]:
+async def kept(engine: AsyncEngine, settings: Settings, clock: Clock) -> Iterable[Finding]:
     """Look at what is kept. Raises `LedgerUnavailable`."""
     store, now = CollateralDatabase(engine, clock), clock()
     counts = await store.counts()
@@ -64,7 +65,7 @@ async def kept(engine: AsyncEngine, settings: Settings, clock: Clock) -> Iterabl
     return [certificates, _lists(await store.revocation_lists(), settings, now)]
 
 
-def _lists(lists: tuple[StoredRevocationList, ...], settings: Settings, now: datetime) -> Diagnosis:
+def _lists(lists: tuple[StoredRevocationList, ...], settings: Settings, now: datetime) -> Finding:
     name, mode = "revocation-lists", f"KMS_CRL={settings.crl.value}"
     if settings.crl is RevocationMode.OFF:
         return warning(name, f"{mode}: a revoked chip's certificate is still taken", "leave KMS_CRL unset")

@@ -19,8 +19,9 @@ from kms.database.dialect import is_postgresql, triggers_and_views
 from kms.database.engine import check_database_url, is_shared, open_engine, reading
 from kms.database.installation import stored_check_values
 from kms.database.schema import installation
-from kms.doctor.diagnosis import Diagnoses, Diagnosis, Status, failed, ok, unknown, warning
+from kms.doctor.diagnosis import Diagnoses
 from kms.errors import LedgerUnavailable
+from kms.findings import Finding, Status, failed, ok, unknown, warning
 from kms.keys.root_messages import Mode
 from kms.packaged import packaged_folder
 
@@ -114,7 +115,7 @@ async def _look(connection: AsyncConnection, seen: Seen, mode: Mode, *, shown: s
     seen.new = not seen.check_values
 
 
-async def _guests(connection: AsyncConnection) -> Diagnosis:
+async def _guests(connection: AsyncConnection) -> Finding:
     """Say whether every role of the server may connect, which is so by default."""
     name = "database-connections"
     query = """
@@ -151,7 +152,7 @@ def _schema(connection: Connection) -> Diagnoses:
                 "run the version of attested-kms that wrote it, or a later one",
             )
         ]
-    found: list[Diagnosis] = []
+    found: list[Finding] = []
     if foreign := triggers_and_views(connection):
         found.append(
             failed(
@@ -170,7 +171,7 @@ def _schema(connection: Connection) -> Diagnoses:
     return [*found, ok(name, f"schema {', '.join(sorted(heads))}, this version's")]
 
 
-async def _mode(connection: AsyncConnection, mode: Mode) -> Diagnosis:
+async def _mode(connection: AsyncConnection, mode: Mode) -> Finding:
     marked = (await connection.execute(select(installation.c.mode))).scalar_one_or_none()
     if marked is None:
         return unknown("database-mode", "the database has no mark yet")
@@ -189,7 +190,7 @@ def _usable(seen: Seen) -> bool:
     return current and not seen.new and not any(each.failed for each in seen.diagnoses)
 
 
-async def _writable(engine: AsyncEngine) -> Diagnosis:
+async def _writable(engine: AsyncEngine) -> Finding:
     """Take the lock that a write would take, and give it back."""
     try:
         async with engine.connect() as connection:

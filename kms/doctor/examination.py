@@ -14,12 +14,13 @@ from kms.doctor.certificates import certificates
 from kms.doctor.clocks import compared
 from kms.doctor.collateral import kept, services
 from kms.doctor.database import Seen, seen_database
-from kms.doctor.diagnosis import Diagnoses, Diagnosis, examined, ok, refused, unknown, warning
+from kms.doctor.diagnosis import Diagnoses, examined
 from kms.doctor.files import disk_space, files
 from kms.doctor.machine import machine
 from kms.doctor.policy import policy_in_force
 from kms.doctor.root import SeenRoot, seen_root
 from kms.errors import ConfigurationError
+from kms.findings import Finding, ok, refused, unknown, warning
 from kms.preflight import Checked, check_settings
 from kms.settings import Settings
 
@@ -30,23 +31,23 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-async def examine(settings: Settings, warnings: Iterable[str]) -> tuple[Diagnosis, ...]:
+async def examine(settings: Settings, warnings: Iterable[str]) -> tuple[Finding, ...]:
     """Look at everything that a server with these settings stands on.
 
-    `warnings` are those of reading the settings. Nothing raises: what cannot be looked at is a diagnosis too.
+    `warnings` are those of reading the settings. Nothing raises: what cannot be looked at is a finding too.
     """
     ahead: dict[str, float] = {}
 
-    async def tls_files() -> Iterable[Diagnosis]:
+    async def tls_files() -> Iterable[Finding]:
         folder = settings.data_dir / _TLS_FOLDER
         key = settings.tls_key or folder / "server-key.pem"
         certificate = settings.tls_cert or folder / "server.pem"
         return [*files(settings, key), *certificates(settings, certificate, key, _now())]
 
-    async def this_machine() -> Iterable[Diagnosis]:
+    async def this_machine() -> Iterable[Finding]:
         return machine(settings)
 
-    async def key_services() -> Iterable[Diagnosis]:
+    async def key_services() -> Iterable[Finding]:
         said, clocks = await services(settings)
         ahead.update(clocks)
         return said
@@ -62,7 +63,7 @@ async def examine(settings: Settings, warnings: Iterable[str]) -> tuple[Diagnosi
     )
 
 
-def _settings(settings: Settings, warnings: Iterable[str]) -> Iterable[Diagnosis]:
+def _settings(settings: Settings, warnings: Iterable[str]) -> Iterable[Finding]:
     """Judge the settings as `kms serve` does before it makes anything."""
     for each in warnings:
         yield warning("settings-unused", each, "correct its name, or unset it")
@@ -74,7 +75,7 @@ def _settings(settings: Settings, warnings: Iterable[str]) -> Iterable[Diagnosis
         yield ok("settings", "a server starts with these settings, and with what they name")
 
 
-def _development(settings: Settings) -> Diagnosis:
+def _development(settings: Settings) -> Finding:
     if settings.development:
         return warning(
             "development-mode",
@@ -88,7 +89,7 @@ async def _kept(settings: Settings, ahead: dict[str, float]) -> Diagnoses:
     """Look at what is kept; of what breaks in the middle, what was seen before it stays."""
     found: Diagnoses = []
 
-    async def look() -> Iterable[Diagnosis]:
+    async def look() -> Iterable[Finding]:
         async for each in _state(settings, ahead):
             # One by one: an exception would take a list comprehension's along.
             found.append(each)
@@ -98,7 +99,7 @@ async def _kept(settings: Settings, ahead: dict[str, float]) -> Diagnoses:
     return [*found, *rest]
 
 
-async def _state(settings: Settings, ahead: dict[str, float]) -> AsyncIterator[Diagnosis]:
+async def _state(settings: Settings, ahead: dict[str, float]) -> AsyncIterator[Finding]:
     """Look at what is kept: database, anchor, root key, policy, collateral. `ahead` gets others' clocks."""
     try:
         checked = check_settings(settings, serving=False)
@@ -110,7 +111,7 @@ async def _state(settings: Settings, ahead: dict[str, float]) -> AsyncIterator[D
         stack.push_async_callback(checked.anchor.close)
         database = await stack.enter_async_context(seen_database(url, checked.root_access.mode))
 
-        async def anchor() -> Iterable[Diagnosis]:
+        async def anchor() -> Iterable[Finding]:
             return await anchored(checked.anchor, url, data_dir=settings.data_dir, new=database.new)
 
         for each in (*database.diagnoses, _space(settings, url), *await examined("anchor", anchor)):
@@ -127,7 +128,7 @@ async def _state(settings: Settings, ahead: dict[str, float]) -> AsyncIterator[D
             yield each
 
 
-def _space(settings: Settings, url: str) -> Diagnosis:
+def _space(settings: Settings, url: str) -> Finding:
     return disk_space(settings.data_dir if is_shared(url) else Path(make_url(url).database or "").parent)
 
 

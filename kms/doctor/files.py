@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from kms import private_files
-from kms.doctor.diagnosis import Diagnosis, failed, ok, refused, unknown, warning
 from kms.errors import ConfigurationError
+from kms.findings import Finding, failed, ok, refused, unknown, warning
 from kms.settings import Settings
 
 _NO_SPACE: Final = 100 << 20  # bytes
@@ -17,13 +17,13 @@ _LITTLE_SPACE: Final = 1 << 30
 _MIB: Final = 1 << 20
 
 
-def files(settings: Settings, tls_key: Path) -> Iterator[Diagnosis]:
+def files(settings: Settings, tls_key: Path) -> Iterator[Finding]:
     """Look at the data folder and at the TLS key."""
     yield _folder(settings.data_dir)
     yield _tls_key(tls_key)
 
 
-def disk_space(folder: Path) -> Diagnosis:
+def disk_space(folder: Path) -> Finding:
     """See how much space is left where a folder is, or would be."""
     name = "disk-space"
     while not folder.exists():
@@ -36,7 +36,7 @@ def disk_space(folder: Path) -> Diagnosis:
     return ok(name, detail)
 
 
-def _folder(folder: Path) -> Diagnosis:
+def _folder(folder: Path) -> Finding:
     name = "data-folder"
     try:
         status = folder.stat()
@@ -60,7 +60,7 @@ def _folder(folder: Path) -> Diagnosis:
     return ok(name, f"{folder} is this user's alone")
 
 
-def _tls_key(key: Path) -> Diagnosis:
+def _tls_key(key: Path) -> Finding:
     if not key.exists():
         return unknown("tls-key", f"{key} is not there")
     try:

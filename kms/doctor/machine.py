@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from kms.doctor.diagnosis import Diagnosis, failed, ok, unknown, warning
+from kms.findings import Finding, failed, ok, unknown, warning
 from kms.serving import FILES_BESIDES, MOST_CONNECTIONS
 from kms.settings import Settings
 
@@ -22,7 +22,7 @@ _STATUS: Final = Path("/proc/self/status")
 _CAP_IPC_LOCK: Final = 14  # linux/capability.h
 
 
-def machine(settings: Settings) -> Iterator[Diagnosis]:
+def machine(settings: Settings) -> Iterator[Finding]:
     """Look at the machine."""
     yield _synchronised()
     yield _core_dumps()
@@ -31,7 +31,7 @@ def machine(settings: Settings) -> Iterator[Diagnosis]:
     yield _workers(settings)
 
 
-def _synchronised() -> Diagnosis:
+def _synchronised() -> Finding:
     """Ask the kernel, as `timedatectl` does: a container has the clock of its host."""
     name = "clock-synchronised"
     libc = ctypes.CDLL(None, use_errno=True)
@@ -48,7 +48,7 @@ def _synchronised() -> Diagnosis:
     return ok(name, "the kernel says that the clock is kept right")
 
 
-def _core_dumps() -> Diagnosis:
+def _core_dumps() -> Finding:
     """See what became of `kms.hardening.keep_memory_private`, which every command begins with."""
     libc = ctypes.CDLL(None, use_errno=True)
     dumpable, limit = libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE)[0]
@@ -61,7 +61,7 @@ def _core_dumps() -> Diagnosis:
     )
 
 
-def _swap(settings: Settings) -> Diagnosis:
+def _swap(settings: Settings) -> Finding:
     name = "memory-lock"
     if settings.lock_memory:
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
@@ -93,7 +93,7 @@ def _has_ipc_lock() -> bool:
     return bool(int(capabilities, 16) >> _CAP_IPC_LOCK & 1)
 
 
-def _open_files() -> Diagnosis:
+def _open_files() -> Finding:
     name, hard = "open-files", resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard == resource.RLIM_INFINITY or hard >= _FILES:
         return ok(name, "enough for every connection that a server keeps")
@@ -102,7 +102,7 @@ def _open_files() -> Diagnosis:
     return failed(name, detail, remedy) if hard < _FEW_FILES else warning(name, detail, remedy)
 
 
-def _workers(settings: Settings) -> Diagnosis:
+def _workers(settings: Settings) -> Finding:
     cores = len(os.sched_getaffinity(0))
     detail = f"KMS_WORKERS={settings.workers}, and {cores} cores"
     if settings.workers > cores:

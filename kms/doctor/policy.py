@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kms.database.policy_store import PolicyStore
 from kms.database.recording import Recorder
-from kms.doctor.diagnosis import Diagnosis, failed, ok, warning
 from kms.doctor.root import founding_identity
+from kms.findings import Finding, failed, ok, warning
 from kms.keys.root_messages import FOUNDING_EPOCH, entries_message, rows_message
 from kms.keys.row_seal import RowSeal
 from kms.ledger.sealed_entry import EntrySeal
@@ -29,7 +29,7 @@ _MOST_SHOWN: Final = 5
 
 async def policy_in_force(
     engine: AsyncEngine, root: CheckedRoot, checked: Checked, settings: Settings, clock: Clock
-) -> Iterable[Diagnosis]:
+) -> Iterable[Finding]:
     """Look at what the database says is in force, as a server does before it uses it.
 
     Raises:
@@ -57,13 +57,13 @@ async def policy_in_force(
     ]
 
 
-def _found(findings: Sequence[str]) -> Diagnosis:
+def _found(findings: Sequence[str]) -> Finding:
     if not findings:
         return ok("policy-findings", "lint finds nothing")
     return warning("policy-findings", _first(findings), "kms policy lint on the folder lists all of them")
 
 
-def _ends(revision: Revision, now: datetime) -> Iterator[Diagnosis]:
+def _ends(revision: Revision, now: datetime) -> Iterator[Finding]:
     """Say which documents are past their date or soon will be: minimum TCBs, and all others."""
     floors = [each for each in revision.documents if isinstance(each, TcbDocument)]
     others = [each for each in revision.documents if not isinstance(each, TcbDocument)]
@@ -71,7 +71,7 @@ def _ends(revision: Revision, now: datetime) -> Iterator[Diagnosis]:
     yield _expiry("tcb-expiry", floors, now)
 
 
-def _expiry(name: str, documents: Sequence[AnyDocument], now: datetime) -> Diagnosis:
+def _expiry(name: str, documents: Sequence[AnyDocument], now: datetime) -> Finding:
     ending = sorted((each.expires_at, _called(each)) for each in documents if each.expires_at is not None)
     past = [f"{called} since {end:%Y-%m-%d}" for end, called in ending if end <= now]
     if past:

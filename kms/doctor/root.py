@@ -8,8 +8,9 @@ from typing import Final
 
 from kms.doctor.asking import Heard, ask
 from kms.doctor.database import Seen
-from kms.doctor.diagnosis import Diagnoses, Diagnosis, failed, ok, refused, unknown, warning
+from kms.doctor.diagnosis import Diagnoses
 from kms.errors import KmsError
+from kms.findings import Finding, failed, ok, refused, unknown, warning
 from kms.https_client import client_context
 from kms.identity_book import FIRST_GENERATION
 from kms.keys.identity import Identity
@@ -75,7 +76,7 @@ async def founding_identity(root: CheckedRoot) -> bytes:
     return Identity.from_prf(await root.prf(FOUNDING_EPOCH, identity_message(FIRST_GENERATION))).public_key
 
 
-async def _judged(root: CheckedRoot, database: Seen) -> Iterable[Diagnosis]:
+async def _judged(root: CheckedRoot, database: Seen) -> Iterable[Finding]:
     versions = await root.versions()
     if not database.check_values:
         detail = f"it answers, with epochs {_listed(versions)}; no database was there to compare it with"
@@ -93,7 +94,7 @@ async def _judged(root: CheckedRoot, database: Seen) -> Iterable[Diagnosis]:
     return found
 
 
-def _missing(error: RootKeyMissing, database: Seen) -> Diagnosis:
+def _missing(error: RootKeyMissing, database: Seen) -> Finding:
     if database.new:
         return warning("root-key", error.detail, "the server makes one when it starts for the first time")
     if not database.check_values:

@@ -1,12 +1,13 @@
 """What the guest says of its app: the document that HOST_DATA commits to, and the workload in it."""
 
 from kms.encoding import b64url
+from kms.errors import ConfigurationError
+from kms.findings import Finding, failed, ok, refused, unknown, warning
 from kms.guest.config import GuestConfig
-from kms.guest.doctor.finding import Finding, failed, ok, refused, unknown, warning
 from kms.guest.doctor.hardware import Seen
 from kms.guest.errors import AppDocumentRefused
 from kms.guest.evidence import check_app_document
-from kms.guest.machine import MAX_DOCUMENT
+from kms.guest.machine import read_document
 from kms.guest.workload import check_workload
 from kms.identifiers import ComposeHash
 
@@ -18,13 +19,11 @@ def app_document(config: GuestConfig, seen: Seen) -> Finding:
         named = "none: the measured command line names the app" if config.app else "none is named"
         return ok(name, named)
     try:
-        with path.open("rb") as file:
-            document = file.read(MAX_DOCUMENT + 1)
-    except OSError as error:
-        remedy = "the host delivers it; for a file of fw_cfg: modprobe qemu_fw_cfg"
-        return failed(name, f"{path}: {error.strerror}", remedy)
-    if len(document) > MAX_DOCUMENT:
-        return failed(name, f"{path} is longer than {MAX_DOCUMENT} bytes", "it is not an app document")
+        document = read_document(path)
+    except AppDocumentRefused as error:
+        return refused(name, error, "it is not an app document")
+    except ConfigurationError as error:
+        return failed(name, error.detail, "the host delivers it; for a file of fw_cfg: modprobe qemu_fw_cfg")
     if seen.report is None:
         return unknown(name, f"{path} is there; without a report nothing says whether it is ours")
     try:

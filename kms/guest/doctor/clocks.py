@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import kms
-from kms.guest.doctor.finding import Finding, failed, ok
+from kms.findings import Finding, failed, ok
 from kms.guest.doctor.system import System
 
 # systemd(1): its modification time is when the image was built, and the clock is never set before it.

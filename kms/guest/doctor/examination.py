@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 
+from kms.findings import Finding, unknown
 from kms.guest.config import GuestConfig
 from kms.guest.doctor import app, clocks, hardware, kernel, storage
-from kms.guest.doctor.finding import Finding, fallen, looked_at, unknown
+from kms.guest.doctor.finding import fallen, looked_at
 from kms.guest.doctor.network import WITHIN, way_to_server
 from kms.guest.doctor.system import System
 from kms.guest.evidence import EvidenceSource

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from kms.evidence.app_document import AppIdentity
-from kms.guest.doctor.finding import Finding, failed, missing, ok, refused, unknown, warning
+from kms.findings import Finding, failed, ok, refused, unknown, warning
+from kms.guest.doctor.finding import missing
 from kms.guest.doctor.system import System
 from kms.guest.errors import EvidenceError
 from kms.guest.evidence import EvidenceSource, read_report
 from kms.guest.hardware import EvidenceOptions, Interface
+from kms.guest.tsm import ENTRY_PREFIX
 from kms.snp.report import Report
 
 # Documentation/ABI/testing/sysfs-devices-system-cpu: only an SEV-SNP guest has it, from Linux 6.11 on.
@@ -22,7 +24,7 @@ _PLATFORM_DEVICE: Final = "/sys/bus/platform/devices/sev-guest"
 # arch/x86/mm/mem_encrypt.c; "AMD" stood before the words, now it stands before the features.
 _FEATURES: Final = re.compile(r"Memory Encryption Features active: ([^\n]*)")
 _FIRST_LINE: Final = "Linux version "
-_OURS: Final = "attested-kms-*"  # entries of `kms.guest.tsm`
+_OURS: Final = f"{ENTRY_PREFIX}*"
 _REMEDY: Final = (
     "launch it as an SEV-SNP guest on an EPYC of the third generation or later"
     " (QEMU: -object sev-snp-guest, firmware for SEV-SNP)"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final, NamedTuple, Self
 
-from kms.guest.doctor.finding import Finding, failed, missing, ok, unknown, warning
+from kms.findings import Finding, failed, ok, unknown, warning
+from kms.guest.doctor.finding import missing
 from kms.guest.doctor.system import System
 
 _MOST: Final = 4 << 20  # bytes of a configuration; Debian's has 300 KB

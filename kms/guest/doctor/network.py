@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 import httpcore2
 import httpx2
 
+from kms.findings import Finding, failed, ok, unknown
 from kms.guest.config import GuestConfig
 from kms.guest.doctor import server_answers
-from kms.guest.doctor.finding import Finding, failed, ok, unknown
 from kms.guest.sockets import DeadlineSockets, DeadlineTransport
 from kms.guest.threads import in_thread
 from kms.guest.transport import MAX_ANSWER, Answer

@@ -1,13 +1,12 @@
 """What the server says of itself, judged: which KMS it is, whether it serves, and what time it has."""
 
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 from kms.encoding import b64url
 from kms.errors import KmsError
-from kms.guest.doctor.finding import Finding, failed, ok, unknown, warning
+from kms.findings import Finding, failed, ok, unknown, warning
 from kms.guest.transport import Answer
+from kms.https_client import seconds_ahead
 from kms.keys.hand_over import MAX_HAND_OVERS, leads
 from kms.keys.identity import PUBLIC_KEY_LENGTH
 from kms.keys.signed import Signed
@@ -68,10 +67,8 @@ def readiness(answer: Answer) -> Finding:
 def clock(date: str | None, now: float) -> Finding:
     """Compare the `Date` of an answer with our clock, `now` (seconds since 1970)."""
     name = "server-clock"
-    try:
-        # An HTTP date is cut to whole seconds (RFC 9110, section 5.6.7).
-        ahead = parsedate_to_datetime(date or "").astimezone(UTC).timestamp() + 0.5 - now
-    except (ValueError, OverflowError, OSError):
+    ahead = seconds_ahead(date, now)
+    if ahead is None:
         return unknown(name, "the server says no time")
     if abs(ahead) > _SKEW:
         return warning(

@@ -4,7 +4,8 @@ import re
 from pathlib import PurePath
 from typing import Final
 
-from kms.guest.doctor.finding import Finding, missing, ok, unknown, warning
+from kms.findings import Finding, ok, unknown, warning
+from kms.guest.doctor.finding import missing
 from kms.guest.doctor.system import System
 
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
+
+from kms.guest.mounts import Mount, read_mounts
 
 _MOST: Final = 4 << 20  # bytes; the longest file here is a kernel's list of modules
 _PROGRAMS: Final = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
@@ -16,13 +18,6 @@ _ANSWERS_WITHIN: Final = 10.0  # seconds
 # Bytes at a time: more than a record of the kernel's log (Documentation/ABI/testing/dev-kmsg), and no more
 # than /proc/sys takes memory for (fs/proc/proc_sysctl.c).
 _PAGE: Final = 16384
-
-
-class Mount(NamedTuple):
-    """A mounted file system, as proc_pid_mountinfo(5) has it."""
-
-    point: Path
-    kind: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +56,7 @@ class System:
 
     def mounts(self) -> Iterator[Mount]:
         """Give what is mounted, in the order in which it was. Raises `OSError`."""
-        for line in (self.text("/proc/self/mountinfo") or "").splitlines():
-            # id parent major:minor root point options [optional]... - type source options
-            place, dash, kind = line.partition(" - ")
-            fields = place.split(" ")
-            if dash and len(fields) > 4:
-                yield Mount(Path(fields[4]), kind.split(" ", 1)[0])
+        return read_mounts(self.text("/proc/self/mountinfo") or "")
 
     def file_system(self, folder: str) -> str | None:
         """Give the type of the file system that a folder is on; None where nothing is known of it."""
