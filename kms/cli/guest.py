@@ -89,7 +89,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
         raise WrongUse("several keys need --json or --output")
     keys = _keys(arguments)
     if place is None:
-        check_pipe("--output")
+        check_pipe("--output", allow_disk=arguments.allow_disk)
     else:
         place.check()
     payload = fetch(arguments, keys, csr=_certificate_request(arguments.csr, keys))

@@ -1,13 +1,15 @@
 """Where `kms guest` commands put secrets: a pipe, a file, a systemd credential, a kernel keyring."""
 
 import argparse
+import os
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kms.cli.output import WrongUse
+from kms.cli.output import Unreadable, WrongUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +84,52 @@ def check_secret_place(path: Path | None, option: str, *, allow_disk: bool) -> N
     if path is not None:
         _file(path, allow_disk=allow_disk).check()
     else:
-        check_pipe(option)
+        check_pipe(option, allow_disk=allow_disk)
 
 
-def check_pipe(option: str) -> None:
-    """Refuse a terminal as standard output. Raises `WrongUse`, which names the option to use instead."""
+def check_pipe(option: str, *, allow_disk: bool) -> None:
+    """Refuse a standard output that shows or keeps secrets: a terminal, the journal, a file on a disk.
+
+    Raises:
+        WrongUse: it is one of these, or closed; the message names the option to use instead.
+        ConfigurationError: it is a file on a disk.
+
+    """
+    from kms.guest.secret_file import require_memory
+
+    if sys.stdout is None:  # that is how Python has it when the descriptor is closed
+        raise WrongUse(f"standard output is closed: use a pipe, or {option}")
+    status = os.fstat(sys.stdout.fileno())
     if sys.stdout.isatty():
         raise WrongUse(f"secrets are not shown on a terminal: use a pipe, or {option}")
+    # systemd.exec(5): device and inode of the stream that goes to the journal.
+    if os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
+        raise WrongUse(f"secrets do not go to the journal: use a pipe, or {option}")
+    if _is_file(status) and not allow_disk:
+        require_memory(Path("standard output"), status.st_dev)
+
+
+def _is_file(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)
 
 
 def write_to_pipe(secret: bytes) -> None:
-    """Write a secret to standard output, whole, or fail: what nobody took was not delivered."""
-    sys.stdout.buffer.write(secret)
-    sys.stdout.buffer.flush()
+    """Write a secret to standard output, whole, or fail: what nobody took was not delivered.
+
+    Raises:
+        BrokenPipeError: the reader left.
+        Unreadable: it cannot be written for another reason.
+
+    """
+    unsent = memoryview(secret)
+    try:
+        # Not through Python's buffer: what could not be written would be tried again at the end.
+        while unsent:
+            unsent = unsent[os.write(sys.stdout.fileno(), unsent) :]
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Unreadable(f"standard output: {error.strerror}") from error
 
 
 def _file(path: Path, *, allow_disk: bool) -> Destination:

@@ -1,23 +1,34 @@
 """This machine as a guest: what its configuration says, checked before it asks, and keys fetched with it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx2
 
 from kms.errors import ConfigurationError, KmsError
 from kms.guest import hardware
-from kms.guest.client import KeyClient
+from kms.guest.async_client import AsyncKeyClient
+from kms.guest.client import BaseClient, KeyClient
+from kms.guest.collection import BUSY_PATIENCE
 from kms.guest.config import GuestConfig
 from kms.guest.errors import AppDocumentRefused
+from kms.guest.host_files import TooLong, read_parts
 from kms.guest.patience import Patience
+from kms.guest.threads import unblocked
 from kms.guest.transport import Connection
-from kms.guest.workload import check_workload, compose_hash_of, copy_workload
+from kms.guest.workload import check_workload, compose_hash_of, workload_copied
+from kms.https_client import client_context, https_url
+from kms.identifiers import ComposeHash
 from kms.keys.envelope import Payload
 from kms.keys.names import KeyRequest
 from kms.strict_json import Fields, JsonError
+
+# `GuestMachine.fetch`, for keys alone.
+Fetch = Callable[[Sequence[KeyRequest]], Payload]
+C = TypeVar("C", bound=BaseClient)
 
 _log: Final = logging.getLogger(__name__)
 
@@ -30,11 +41,19 @@ _EXCHANGE: Final = 5.0
 class GuestMachine:
     """Fetches keys as `config` says. `transport` is for tests.
 
-    It keeps no key, and reads the app document and the workload anew each time.
+    It keeps no key, and reads the app document and the workload anew each time. Like its clients it may be
+    used by many threads and tasks at once.
+
+    Raises:
+        ConfigurationError: the server's address is none, or the CA cannot be used.
+
     """
 
     def __init__(self, config: GuestConfig, *, transport: httpx2.BaseTransport | None = None) -> None:
-        self._config = config
+        # A service with a wrong configuration ends at its start, and not when the first one asks.
+        https_url(config.server)
+        client_context(config.ca)
+        self.config: Final = config
         self._transport = transport
 
     def fetch(self, keys: Sequence[KeyRequest], *, csr: bytes | None = None) -> Payload:
@@ -49,27 +68,26 @@ class GuestMachine:
             KmsError: all that `KeyClient.fetch` raises.
 
         """
-        config = self._config
-        document = None if config.app_document is None else _read_document(config.app_document)
-        self._check_workload(document)
-        options: dict[str, Any] = {} if config.suite is None else {"suite": config.suite}
-        client = KeyClient(
-            config.server,
-            ca_file=config.ca,
-            identity=config.identity,
-            source=hardware.evidence_source(config.evidence, launch=config.launch),
-            deadline=config.deadline,
-            transport=self._transport,
-            **options,
-        )
-        return client.fetch(keys, app_document=document, app=config.app, csr=csr)
+        with ExitStack() as stack:
+            document = self._document(stack)
+            return self._client(KeyClient).fetch(keys, app_document=document, app=self.config.app, csr=csr)
+
+    async def fetch_async(self, keys: Sequence[KeyRequest], *, csr: bytes | None = None) -> Payload:
+        """Do as `fetch` does, and raise what it raises, without blocking the event loop.
+
+        Cancelled, it ends as `AsyncKeyClient.fetch` does; a workload that is being read is read to its end.
+        """
+        with ExitStack() as stack:
+            document = await unblocked(lambda _: self._document(stack), name="attested-kms-workload")
+            client = self._client(AsyncKeyClient)
+            return await client.fetch(keys, app_document=document, app=self.config.app, csr=csr)
 
     def newest_epoch(self) -> int | None:
         """Give the epoch that the server says is current: a hint, as nothing but TLS says whose it is.
 
         None where it says none that can be understood, or does not answer within 10 seconds.
         """
-        config = self._config
+        config = self.config
         try:
             with Connection(
                 config.server, ca_file=config.ca, timeout=_EXCHANGE, transport=self._transport
@@ -85,35 +103,60 @@ class GuestMachine:
             return None
         return newest
 
-    def _check_workload(self, document: bytes | None) -> None:
-        workload, copy, claim = self._config.workload, self._config.workload_copy, self._config.app
+    def _client(self, kind: type[C]) -> C:
+        config = self.config
+        options: dict[str, Any] = {} if config.suite is None else {"suite": config.suite}
+        source = hardware.evidence_source(
+            config.evidence, launch=config.launch, patience=min(BUSY_PATIENCE, config.deadline)
+        )
+        return kind(
+            config.server,
+            ca_file=config.ca,
+            identity=config.identity,
+            source=source,
+            deadline=config.deadline,
+            transport=self._transport,
+            **options,
+        )
+
+    def _document(self, stack: ExitStack) -> bytes | None:
+        """Read the app document, if there is one, and hold the workload against it.
+
+        A copy of the workload is there when `stack` ends without an error.
+        """
+        path = self.config.app_document
+        document = None if path is None else read_document(path)
+        workload, copy = self.config.workload, self.config.workload_copy
         if workload is None:
             if copy is not None:
                 raise ConfigurationError("a place for a copy of the workload, and no workload")
-            return
+        elif copy is None:
+            check_workload(workload, self._compose_hash(document))
+        else:
+            stack.enter_context(workload_copied(workload, copy, self._compose_hash(document)))
+        return document
+
+    def _compose_hash(self, document: bytes | None) -> ComposeHash:
+        claim = self.config.app
         if document is not None:
-            wanted = compose_hash_of(document)
-        elif claim is not None and claim.compose_hash is not None:
-            wanted = claim.compose_hash
-        else:
-            raise ConfigurationError(
-                "a workload, and nothing that says which it must be",
-                remedy="name the app document, or the compose hash of the measured command line",
-            )
-        if copy is None:
-            check_workload(workload, wanted)
-        else:
-            copy_workload(workload, copy, wanted)
-
-
-def _read_document(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            document = file.read(MAX_DOCUMENT + 1)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error
-    if len(document) > MAX_DOCUMENT:
-        raise AppDocumentRefused(
-            f"{path} is longer than {MAX_DOCUMENT} bytes", reason="app-document-unreadable"
+            return compose_hash_of(document)
+        if claim is not None and claim.compose_hash is not None:
+            return claim.compose_hash
+        raise ConfigurationError(
+            "a workload, and nothing that says which it must be",
+            remedy="name the app document, or the compose hash of the measured command line",
         )
-    return document
+
+
+def read_document(path: Path) -> bytes:
+    """Read an app document, which is not believed yet.
+
+    Raises:
+        AppDocumentRefused: it is longer than `MAX_DOCUMENT`.
+        ConfigurationError: it cannot be read.
+
+    """
+    try:
+        return b"".join(read_parts(path, at_most=MAX_DOCUMENT))
+    except TooLong as error:
+        raise AppDocumentRefused(error.detail, reason="app-document-unreadable") from None

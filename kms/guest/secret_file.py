@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from kms.errors import ConfigurationError
+from kms.guest.mounts import read_mounts
 
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 _MOUNTS: Final = Path("/proc/self/mountinfo")
@@ -99,14 +100,10 @@ def _mounted(device: int) -> tuple[str | None, frozenset[str]]:
     """Give type and options of the file system with this device number; None when it cannot be told."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
-        lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+        listed = _MOUNTS.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        lines = []
-    for line in lines:
-        # proc_pid_mountinfo(5): id parent major:minor root point options [optional]... - type source options
-        mount, dash, kind = line.partition(" - ")
-        fields = mount.split(" ")
-        if dash and len(fields) > 2 and fields[2] == wanted:
-            words = kind.split(" ")
-            return words[0], frozenset(words[-1].split(","))
+        listed = ""
+    for mount in read_mounts(listed):
+        if mount.device == wanted:
+            return mount.kind, mount.options
     return None, frozenset()

@@ -2,7 +2,8 @@
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -10,12 +11,13 @@ from typing import Final
 from kms.errors import ConfigurationError, MalformedEvidence
 from kms.evidence.app_document import bind_document, host_data_of
 from kms.guest.errors import AppDocumentRefused, RefusedHere
+from kms.guest.host_files import read_parts
 from kms.guest.secret_file import require_memory
 from kms.identifiers import ComposeHash
 from kms.measurement.images import Binding
 
 MAX_WORKLOAD: Final = 1 << 30  # bytes
-_PART: Final = 1 << 20
+_WRITABLE_BY_OTHERS: Final = 0o022
 
 
 class WorkloadRefused(RefusedHere):
@@ -31,7 +33,7 @@ def check_workload(path: Path, compose_hash: ComposeHash) -> None:
     """Check that SHA-256 of a file, or of a whole block device, is `compose_hash`.
 
     It says nothing of what is read there later: a host can change what is on its devices, so what runs must
-    be a copy in memory that was checked (`copy_workload`).
+    be a copy in memory that was checked (`workload_copied`).
 
     Raises:
         WorkloadRefused: it is another one.
@@ -39,47 +41,85 @@ def check_workload(path: Path, compose_hash: ComposeHash) -> None:
 
     """
     digest = sha256()
-    _read(path, digest.update)
+    for part in read_parts(path, at_most=MAX_WORKLOAD):
+        digest.update(part)
     _compare(path, digest.digest(), compose_hash)
 
 
-def copy_workload(path: Path, copy: Path, compose_hash: ComposeHash) -> None:
-    """Copy a workload into memory, mode 0600, and check the copy; it is there only if it is the right one.
+@contextmanager
+def workload_copied(path: Path, copy: Path, compose_hash: ComposeHash) -> Iterator[None]:
+    """Copy a workload into memory, mode 0600, and check the copy; it is at `copy` when the block ended well.
 
-    One that is there already is checked and left: it may be running.
+    Not before: until HOST_DATA was compared, the compose hash is the host's word as the workload is. A copy
+    that is there already is checked and left, for it may be running.
 
     Raises:
         WorkloadRefused: it is another one, or what is at `copy` is.
-        ConfigurationError: as `check_workload`; or `copy` is on a disk, or cannot be written.
+        ConfigurationError: as `check_workload`; or `copy` is, or would be, where others can change it.
 
     """
-    if copy.exists():
-        check_workload(copy, compose_hash)
+    with _telling(copy):
+        _check_place(copy.parent, copy.parent.stat())
+        if there := os.path.lexists(copy):
+            _check_copy(copy, compose_hash)
+    if there:
+        yield
         return
-    digest, draft = sha256(), copy.with_name(f".{copy.name}.draft")
+    with _telling(copy):
+        # Without a name, so that nothing stays of one that is killed.
+        file = os.fdopen(os.open(copy.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600), "wb")
+    with file:
+        with _telling(copy):
+            digest = sha256()
+            for part in read_parts(path, at_most=MAX_WORKLOAD):
+                digest.update(part)
+                file.write(part)
+            file.flush()
+        _compare(path, digest.digest(), compose_hash)
+        yield
+        with _telling(copy):
+            _name(file.fileno(), copy, compose_hash)
+
+
+@contextmanager
+def _telling(copy: Path) -> Iterator[None]:
     try:
-        require_memory(
-            copy,
-            copy.parent.stat().st_dev,
-            why="which is the host's to change",
-            remedy="copy the workload to a tmpfs, as /run is",
-        )
-        draft.unlink(missing_ok=True)  # of one that was killed
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-
-                def take(part: bytes) -> None:
-                    digest.update(part)
-                    file.write(part)
-
-                _read(path, take)
-            _compare(path, digest.digest(), compose_hash)
-            draft.rename(copy)
-        finally:
-            draft.unlink(missing_ok=True)
+        yield
     except OSError as error:
         raise ConfigurationError(f"{copy}: {error.strerror}") from error
+
+
+def _name(descriptor: int, copy: Path, compose_hash: ComposeHash) -> None:
+    """Give a file without a name its name, as open(2) has it under O_TMPFILE."""
+    folder = os.open(copy.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # With a folder's descriptor Python calls linkat(2), without one link(2), which follows no link.
+        os.link(f"/proc/self/fd/{descriptor}", copy.name, dst_dir_fd=folder, follow_symlinks=True)
+    except FileExistsError:  # another fetch was quicker
+        _check_copy(copy, compose_hash)
+    finally:
+        os.close(folder)
+
+
+def _check_copy(copy: Path, compose_hash: ComposeHash) -> None:
+    status = copy.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigurationError(f"{copy} is no file")
+    _check_place(copy, status)
+    check_workload(copy, compose_hash)
+
+
+def _check_place(path: Path, status: os.stat_result) -> None:
+    """Refuse a file or folder that anybody but root and this user can change, or that is on a disk."""
+    shared = status.st_mode & _WRITABLE_BY_OTHERS and not status.st_mode & stat.S_ISVTX
+    if shared or status.st_uid not in {0, os.geteuid()}:
+        raise ConfigurationError(f"others can write to {path}", remedy="take a folder of root's in /run")
+    require_memory(
+        path,
+        status.st_dev,
+        why="which is the host's to change",
+        remedy="copy the workload to a tmpfs, as /run is",
+    )
 
 
 def compose_hash_of(document: bytes) -> ComposeHash:
@@ -108,22 +148,3 @@ def _compare(path: Path, digest: bytes, compose_hash: ComposeHash) -> None:
             f" not {compose_hash.hex()}",
             reason="compose-hash-differs",
         )
-
-
-def _read(path: Path, take: Callable[[bytes], None]) -> None:
-    """Hand a file or a block device over in parts. Raises `ConfigurationError`."""
-    try:
-        # O_NONBLOCK: a pipe in the file's place must not hang the boot.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            mode = os.fstat(descriptor).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-                raise ConfigurationError(f"{path} is neither a file nor a block device")
-            length = 0
-            while part := file.read(_PART):
-                length += len(part)
-                if length > MAX_WORKLOAD:
-                    raise ConfigurationError(f"{path} is longer than {MAX_WORKLOAD} bytes")
-                take(part)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error

@@ -2,11 +2,12 @@
 
 import json
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx2
 import pytest
@@ -42,6 +43,12 @@ ENV_EPOCH = 3
 
 def app_document(**members: object) -> bytes:
     return json.dumps({"version": 1, "app_id": APP_ID.hex(), "compose_hash": "c3" * 32} | members).encode()
+
+
+@pytest.fixture(autouse=True)
+def _captured_output_is_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pytest captures goes to a file on a disk, where keys must not be."""
+    monkeypatch.setattr("kms.cli.guest_outputs._is_file", lambda _: False)
 
 
 @pytest.fixture(scope="session")
@@ -169,6 +176,16 @@ def kms() -> FakeKms:
 @pytest.fixture
 def time() -> FakeTime:
     return FakeTime()
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory."""
+    place = Path("/dev/shm")  # noqa: S108 -- where key files are meant to be
+    if not place.is_dir():
+        pytest.skip("no tmpfs at /dev/shm")
+    with TemporaryDirectory(dir=place) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import pytest
 from kms.errors import ConfigurationError
 from kms.guest import secret_file, workload
 from kms.guest.errors import AppDocumentRefused
-from kms.guest.workload import WorkloadRefused, check_workload, compose_hash_of, copy_workload
+from kms.guest.workload import WorkloadRefused, check_workload, compose_hash_of, workload_copied
 from kms.identifiers import ComposeHash
+from tests.local_peers import SOMEBODY, in_child, needs_root
 from tests.unit.guest.conftest import APP_ID, app_document
 
 CONTENT = b"services: {}\n"
@@ -67,36 +68,83 @@ class TestCopy:
             yield Path(folder) / "workload"
 
     def test_the_right_one_is_there_for_its_owner_alone(self, path: Path, copy: Path) -> None:
-        copy_workload(path, copy, HASH)
+        with workload_copied(path, copy, HASH):
+            pass
         assert copy.read_bytes() == CONTENT
         assert copy.stat().st_mode & 0o777 == 0o600
 
-    def test_another_one_is_not_and_nor_is_a_draft(self, path: Path, copy: Path) -> None:
+    def test_it_is_not_there_before_all_went_well(self, path: Path, copy: Path) -> None:
+        there: list[Path] = []
+
+        def fails() -> None:
+            with workload_copied(path, copy, HASH):
+                there.extend(copy.parent.iterdir())
+                raise LookupError
+
+        with pytest.raises(LookupError):
+            fails()
+        assert there == list(copy.parent.iterdir()) == []
+
+    def test_errors_of_the_block_stay_what_they_are(self, path: Path, copy: Path) -> None:
+        with pytest.raises(BrokenPipeError), workload_copied(path, copy, HASH):
+            raise BrokenPipeError
+
+    def test_another_one_leaves_nothing(self, path: Path, copy: Path) -> None:
         path.write_bytes(b"other")
-        with pytest.raises(WorkloadRefused):
-            copy_workload(path, copy, HASH)
+        with pytest.raises(WorkloadRefused), workload_copied(path, copy, HASH):
+            pytest.fail("it must not come here")
         assert list(copy.parent.iterdir()) == []
 
     def test_what_the_host_changes_afterwards_does_not_matter(self, path: Path, copy: Path) -> None:
-        copy_workload(path, copy, HASH)
-        path.write_bytes(b"other")
-        copy_workload(path, copy, HASH)
+        with workload_copied(path, copy, HASH):
+            path.write_bytes(b"other")
+        with workload_copied(path, copy, HASH):
+            pass
+        assert copy.read_bytes() == CONTENT
+
+    def test_two_at_once(self, path: Path, copy: Path) -> None:
+        with workload_copied(path, copy, HASH), workload_copied(path, copy, HASH):
+            pass
         assert copy.read_bytes() == CONTENT
 
     def test_another_copy_that_is_there_is_refused(self, path: Path, copy: Path) -> None:
         copy.write_bytes(b"other")
-        with pytest.raises(WorkloadRefused):
-            copy_workload(path, copy, HASH)
+        with pytest.raises(WorkloadRefused), workload_copied(path, copy, HASH):
+            pytest.fail("it must not come here")
 
-    def test_the_draft_of_one_that_was_killed_is_replaced(self, path: Path, copy: Path) -> None:
-        (copy.parent / ".workload.draft").write_bytes(b"cut")
-        copy_workload(path, copy, HASH)
-        assert [each.name for each in copy.parent.iterdir()] == ["workload"]
+    @pytest.mark.parametrize("how", ["link", "mode", "owner", "folder"])
+    def test_a_copy_that_others_can_change_is_refused(self, path: Path, copy: Path, how: str) -> None:
+        copy.write_bytes(CONTENT)
+        copy.chmod(0o600)
+        if how == "link":
+            copy.unlink()
+            copy.symlink_to(path)
+        elif how == "mode":
+            copy.chmod(0o666)
+        elif how == "folder":
+            copy.parent.chmod(0o777)
+        elif os.geteuid() != 0:
+            pytest.skip("only root can give a file away")
+        else:
+            os.chown(copy, 61234, 61234)
+        with pytest.raises(ConfigurationError), workload_copied(path, copy, HASH):
+            pytest.fail("it must not come here")
+
+    @needs_root
+    def test_a_folder_that_one_may_not_enter(self, path: Path, copy: Path) -> None:
+        def refused() -> None:
+            with pytest.raises(ConfigurationError), workload_copied(path, copy, HASH):
+                pytest.fail("it must not come here")
+
+        assert in_child(refused, uid=SOMEBODY) == 0
 
     def test_never_on_a_disk(self, path: Path, monkeypatch: pytest.MonkeyPatch, copy: Path) -> None:
         monkeypatch.setattr(secret_file, "_IN_MEMORY", frozenset())
-        with pytest.raises(ConfigurationError, match="host's to change"):
-            copy_workload(path, copy, HASH)
+        with (
+            pytest.raises(ConfigurationError, match="host's to change"),
+            workload_copied(path, copy, HASH),
+        ):
+            pytest.fail("it must not come here")
         assert not copy.exists()
 
 
