@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 from kms.cli.asking import telling_refusals
-from kms.cli.guest_local import add_socket_options, serve_locally
+from kms.cli.guest_local import ERRORS_AS_JSON, add_socket_options, serve_locally
 from kms.cli.guest_machine import add_machine_options, guest_config
 from kms.cli.output import OK
 from kms.cli.parsers import Group
@@ -26,6 +26,7 @@ def add_agent(group: Group) -> None:
         " credential it wants. Given are the keys of [volumes] and [[serve.allow]] in the configuration, to"
         " root alone. The header on a volume's device is judged first, and names the epoch. Whoever is"
         " refused reads nothing, and the log says why. Exit status: 0 told to end, or idle, 2 wrong use.",
+        as_json=ERRORS_AS_JSON,
         example="kms guest agent --listen /run/attested-kms/agent.sock",
     )
     add_socket_options(command)
@@ -51,7 +52,7 @@ def _agent(arguments: argparse.Namespace) -> int:
 
 
 def _epochs_of(volume: "VolumeConfig") -> Collection[int]:
+    from kms.guest.key_words import key_text
     from kms.guest.luks import read_header
 
-    key = f"{volume.key.name}@{volume.key.scope}"
-    return read_header(volume.device).slots_of(key).values()
+    return read_header(volume.device).slots_of(key_text(volume.key)).values()

@@ -3,13 +3,18 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kms.cli.output import WrongUse
 from kms.cli.parsers import seconds
 
 if TYPE_CHECKING:
     from kms.guest.local_service import Handle
+
+# What ``--json`` is for a service, which prints nothing while it lives.
+ERRORS_AS_JSON: Final = (
+    "an error as one JSON document on standard output; a service prints nothing else there"
+)
 
 
 def add_socket_options(command: argparse.ArgumentParser) -> None:

@@ -9,8 +9,11 @@ from kms.cli.asking import add_server_options, pinned_identity, say_followed
 from kms.cli.output import Unreadable, WrongUse, read_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kms.guest.config import GuestConfig
     from kms.guest.hardware import EvidenceOptions
+    from kms.guest.machine import GuestMachine
     from kms.keys.envelope import Payload
     from kms.keys.names import KeyRequest
     from kms.keys.sealing import Suite
@@ -98,13 +101,21 @@ def guest_config(arguments: argparse.Namespace) -> "GuestConfig":
     return replace(config, evidence=evidence_options(arguments, config.evidence), **changes)
 
 
-def fetch(arguments: argparse.Namespace, keys: "list[KeyRequest]", *, csr: bytes | None = None) -> "Payload":
+def fetch(
+    arguments: argparse.Namespace, keys: "Sequence[KeyRequest]", *, csr: bytes | None = None
+) -> "Payload":
     """Prove what this machine is and fetch keys. Raises what `kms.guest.machine.GuestMachine` raises."""
     from kms.guest.machine import GuestMachine
 
-    config = guest_config(arguments)
-    payload = GuestMachine(config).fetch(keys, csr=csr)
-    say_followed("kms guest", config.identity, payload.identity)
+    return fetch_with(GuestMachine(guest_config(arguments)), keys, csr=csr)
+
+
+def fetch_with(
+    machine: "GuestMachine", keys: "Sequence[KeyRequest]", *, csr: bytes | None = None
+) -> "Payload":
+    """Fetch keys, and say on standard error if the pinned identity handed over to another one."""
+    payload = machine.fetch(keys, csr=csr)
+    say_followed("kms guest", machine.config.identity, payload.identity)
     return payload
 
 
@@ -137,14 +148,15 @@ def keep_receipt(path: Path, payload: "Payload") -> None:
 
 def _configured(arguments: argparse.Namespace) -> "GuestConfig":
     """Give the file's configuration, or one that has nothing but the server that was named."""
-    from kms.guest.config import DEFAULT_CONFIG, GuestConfig, read_config
+    from kms.guest.config import GuestConfig, default_config, read_config
 
     if arguments.config is not None:
         return read_config(arguments.config)
     if arguments.server is None:
-        if DEFAULT_CONFIG.exists():
-            return read_config(DEFAULT_CONFIG)
-        raise WrongUse(f"no server: say --server, or --config; there is no {DEFAULT_CONFIG}")
+        path = default_config()
+        if path is None:
+            raise WrongUse(f"no server: say --server, or --config; there is no {_DEFAULT_CONFIG}")
+        return read_config(path)
     if arguments.identity is None and not arguments.trust_any_kms_identity:
         raise WrongUse("one of the arguments --identity --trust-any-kms-identity is required")
     return GuestConfig(server=arguments.server)

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Final
 
 from kms.cli.asking import telling_refusals
-from kms.cli.guest_local import add_socket_options, serve_locally
+from kms.cli.guest_local import ERRORS_AS_JSON, add_socket_options, serve_locally
 from kms.cli.guest_machine import add_machine_options, guest_config
 from kms.cli.output import OK, WrongUse
 from kms.cli.parsers import Group, seconds
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 # Anybody may connect: who gets which key is decided by who the kernel says they are.
 _ANYBODY: Final = 0o666
 _KEEP: Final = 10.0  # seconds
-_MAX_ID: Final = (1 << 32) - 2  # the last is -1 as uid_t, which means nobody (chown(2))
 
 
 def add_serve(group: Group) -> None:
@@ -28,6 +27,7 @@ def add_serve(group: Group) -> None:
         " that [[serve.allow]] in the configuration, or --allow, names for a key get it, as the kernel knows"
         " them: containers' users are those that this machine sees. Exit status: 0 told to end, or idle,"
         " 2 wrong use.",
+        as_json=ERRORS_AS_JSON,
         example="kms guest serve --listen /run/attested-kms/keys.sock --allow custom:db/main=uid:1000",
     )
     add = command.add_argument
@@ -77,6 +77,7 @@ def _allowed(text: str) -> "ServedKey":
     """Read ``NAME[@SCOPE]=uid:1000,gid:100``. Raises `WrongUse`."""
     from kms.guest.config import ServedKey
     from kms.guest.key_words import parse_key
+    from kms.guest.toml_tables import MAX_ID
 
     key_text, _, who = text.partition("=")
     try:
@@ -84,7 +85,7 @@ def _allowed(text: str) -> "ServedKey":
         ids: dict[str, set[int]] = {"uid": set(), "gid": set()}
         for each in who.split(","):
             kind, _, number = each.partition(":")
-            if kind not in ids or not (number.isascii() and number.isdigit() and int(number) <= _MAX_ID):
+            if kind not in ids or not (number.isascii() and number.isdigit() and int(number) <= MAX_ID):
                 raise ValueError("who may have it is uid:N or gid:N, joined by commas")
             ids[kind].add(int(number))
         if key.epoch is not None:

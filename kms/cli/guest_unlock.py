@@ -2,17 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kms.cli.asking import report_refused, telling_refusals
-from kms.cli.guest_machine import add_machine_options, fetch, guest_config
-from kms.cli.output import OK, REFUSED, WrongUse, print_json
+from kms.cli.asking import telling_refusals
+from kms.cli.guest_machine import add_machine_options, fetch_with, guest_config
+from kms.cli.output import OK, WrongUse, print_json
 from kms.cli.parsers import Group
 
 if TYPE_CHECKING:
-    from kms.guest.config import VolumeConfig
+    from kms.guest.config import GuestConfig, VolumeConfig
     from kms.guest.luks.volume import Unlocked
     from kms.keys.names import KeyRequest
 
@@ -50,7 +50,7 @@ def _add_unlock(group: Group) -> None:
     )
     add("--no-rotate", action="store_true", help="leave the key slots as they are")
     add_machine_options(command)
-    command.set_defaults(run=_telling(_unlock))
+    command.set_defaults(run=telling_refusals(_COMMAND, _unlock))
 
 
 def _add_rekey(group: Group) -> None:
@@ -65,7 +65,7 @@ def _add_rekey(group: Group) -> None:
     command.add_argument("disk", metavar="DEVICE", type=Path, help="the block device that holds the volume")
     _add_key(command)
     add_machine_options(command)
-    command.set_defaults(run=_telling(_rekey))
+    command.set_defaults(run=telling_refusals(_COMMAND, _rekey))
 
 
 def _add_key(command: argparse.ArgumentParser) -> None:
@@ -76,32 +76,18 @@ def _add_key(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _telling(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Make `run` end with status 1 where the server refuses, or the disk is refused."""
-
-    def told(arguments: argparse.Namespace) -> int:
-        from kms.guest.luks import DiskRefused
-
-        try:
-            return run(arguments)
-        except DiskRefused as error:
-            report_refused(_COMMAND, error, None, as_json=arguments.json)
-            return REFUSED
-
-    return telling_refusals(_COMMAND, told)
-
-
 def _unlock(arguments: argparse.Namespace) -> int:
     from kms.guest.luks.cryptsetup import Cryptsetup
     from kms.guest.luks.volume import unlock_volume
     from kms.guest.machine import GuestMachine
 
-    volumes, machine = _volumes(arguments), GuestMachine(guest_config(arguments))
+    config = guest_config(arguments)
+    volumes, machine = _volumes(arguments, config), GuestMachine(config)
     done = []
     for volume in volumes:
         unlocked = unlock_volume(
             volume,
-            fetch=lambda keys: fetch(arguments, list(keys)),
+            fetch=partial(fetch_with, machine),
             newest_epoch=machine.newest_epoch,
             cryptsetup=Cryptsetup(),
         )
@@ -116,11 +102,13 @@ def _unlock(arguments: argparse.Namespace) -> int:
 def _rekey(arguments: argparse.Namespace) -> int:
     from kms.guest.luks.cryptsetup import Cryptsetup
     from kms.guest.luks.volume import rekey_volume
+    from kms.guest.machine import GuestMachine
 
+    machine = GuestMachine(guest_config(arguments))
     done = rekey_volume(
         arguments.disk,
         _key(arguments),
-        fetch=lambda keys: fetch(arguments, list(keys)),
+        fetch=partial(fetch_with, machine),
         cryptsetup=Cryptsetup(),
     )
     if arguments.json:
@@ -132,19 +120,21 @@ def _rekey(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _volumes(arguments: argparse.Namespace) -> "list[VolumeConfig]":
+def _volumes(arguments: argparse.Namespace, config: "GuestConfig") -> "list[VolumeConfig]":
     """Give the volumes that the command line names, or all of the configuration."""
     from dataclasses import replace
 
-    from kms.guest.config import VolumeConfig
+    from kms.guest.config import VolumeConfig, volume_name
 
     if not arguments.all:
         if arguments.name is None:
             raise WrongUse("name a DEVICE and a NAME, or say --all")
-        if arguments.name.startswith("-") or "/" in arguments.name:
-            raise WrongUse("NAME is no path: it becomes /dev/mapper/NAME")
+        try:
+            name = volume_name(arguments.name)
+        except ValueError as error:
+            raise WrongUse(f"NAME: {error}") from None
         volume = VolumeConfig(
-            name=arguments.name,
+            name=name,
             device=arguments.disk,
             key=_key(arguments),
             format_blank=arguments.format_blank,
@@ -153,10 +143,9 @@ def _volumes(arguments: argparse.Namespace) -> "list[VolumeConfig]":
         return [volume]
     if arguments.disk is not None or arguments.key is not None or arguments.format_blank:
         raise WrongUse("--all takes devices, keys and whether to format from the configuration")
-    volumes = guest_config(arguments).volumes.values()
-    if not volumes:
+    if not config.volumes:
         raise WrongUse("the configuration names no volumes: [volumes.NAME]")
-    return [replace(each, rotate=each.rotate and not arguments.no_rotate) for each in volumes]
+    return [replace(each, rotate=each.rotate and not arguments.no_rotate) for each in config.volumes.values()]
 
 
 def _key(arguments: argparse.Namespace) -> "KeyRequest":

@@ -62,7 +62,15 @@ class Group:
         self.parser = Parser(prog=prog, description=description)
         self._commands = self.parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(self, name: str, *, summary: str, example: str, description: str | None = None) -> Parser:
+    def add(
+        self,
+        name: str,
+        *,
+        summary: str,
+        example: str,
+        description: str | None = None,
+        as_json: str = "one JSON document on standard output",
+    ) -> Parser:
         """Add a command; its options and its ``run`` are the caller's to add. All of them take ``--json``."""
         command: Parser = self._commands.add_parser(
             name,
@@ -70,7 +78,7 @@ class Group:
             description=description or f"{_sentence(summary)}.",
             epilog=f"example: {example}",
         )
-        command.add_argument("--json", action="store_true", help="one JSON document on standard output")
+        command.add_argument("--json", action="store_true", help=as_json)
         return command
 
     def adopt(self, name: str, command: Parser, *, summary: str) -> None:

@@ -25,9 +25,9 @@ from kms.errors import KmsError
 from kms.guest.config import ServedKey, VolumeConfig
 from kms.guest.key_values import value_of
 from kms.guest.local_service import send_all
+from kms.guest.machine import Fetch
 from kms.guest.threads import in_thread
 from kms.guest.unix_sockets import Peer, peer_name
-from kms.keys.envelope import Payload
 from kms.keys.names import KeyRequest, Scope
 from kms.keys.wiping import wipe
 
@@ -38,7 +38,6 @@ _VOLUME: Final = re.compile(rb"[0-9a-f]{1,16}/cryptsetup/([!-.0-~]+)")
 _CREDENTIAL: Final = re.compile(rb"[0-9a-f]{1,16}/unit/[!-.0-~]+/([!-.0-~]+)")
 _log: Final = logging.getLogger(__name__)
 
-Fetch = Callable[[Sequence[KeyRequest]], Payload]
 # Judges the header on a volume's device, and gives the epochs that it names for the volume's key.
 EpochsOf = Callable[[VolumeConfig], Collection[int]]
 

@@ -6,12 +6,10 @@ waits. There is one protocol to review, and its deadline is what ends a fetch th
 cancelled, it has no time left.
 """
 
-import asyncio
-import threading
 from collections.abc import Sequence
 
 from kms.guest.client import BaseClient
-from kms.guest.threads import in_thread
+from kms.guest.threads import unblocked
 from kms.keys.envelope import Payload
 from kms.keys.names import KeyRequest
 from kms.policy.question import AppClaim
@@ -30,26 +28,11 @@ class AsyncKeyClient(BaseClient):
     ) -> Payload:
         """Do as `KeyClient.fetch` does, and raise what it raises, without blocking the event loop.
 
-        Cancelled, it leaves the server within a fraction of a second, and a report that the hardware is
-        making is waited for, so that its entry in configfs is removed: when the cancellation comes out of
-        here, nothing goes on.
+        Cancelled, it leaves the server within a fraction of a second. A report that the hardware is making is
+        waited for, so that its entry in configfs is removed: some milliseconds, and up to the source's
+        patience (10 s) where a host keeps its hardware busy. When the cancellation comes out of here, nothing
+        goes on.
         """
-        stop = threading.Event()
-        # No daemon: it would be killed at the end of the program, and leave its entry in configfs behind.
-        outcome = asyncio.wrap_future(
-            in_thread(
-                lambda: self._fetch(keys, app_document, app, csr, stop),
-                name="attested-kms-fetch",
-                daemon=False,
-            )
+        return await unblocked(
+            lambda stop: self._fetch(keys, app_document, app, csr, stop), name="attested-kms-fetch"
         )
-        try:
-            # Unlike awaiting the outcome itself, this does not forget the thread when it is cancelled.
-            await asyncio.wait([outcome])
-        except asyncio.CancelledError:
-            stop.set()
-            # Nobody will ask what came of it.
-            outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-            await asyncio.wait([outcome])
-            raise
-        return outcome.result()

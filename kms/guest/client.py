@@ -30,6 +30,7 @@ from kms.guest.patience import Patience
 from kms.guest.published import fetch_hand_overs, follow_identity
 from kms.guest.request import build_request
 from kms.guest.transport import Answer, Connection
+from kms.https_client import https_url
 from kms.identifiers import AppId
 from kms.keys.envelope import EnvelopeRejected, Payload, open_envelope
 from kms.keys.hand_over import leads
@@ -53,8 +54,12 @@ class BaseClient:
 
     `identity` is the pinned 32-byte KMS identity; None takes keys from any KMS behind the CA. `deadline`
     is for all that a `fetch` asks the server, `timeout` for one exchange, both in seconds; both hold
-    whatever the server does. What the hardware takes for its evidence comes on top. `transport`, `clock`,
-    `sleep` and `jitter` (0 to 1) are for tests.
+    whatever the server does. A report that the hardware is making when they end is waited for: some
+    milliseconds, and up to the source's patience (10 s) where a host keeps its hardware busy. `transport`,
+    `clock`, `sleep` and `jitter` (0 to 1) are for tests.
+
+    Raises:
+        ConfigurationError: the address, the identity or a time is none.
 
     A client holds no connection and nothing that changes: it may be used by many threads and tasks at once.
     """
@@ -74,6 +79,7 @@ class BaseClient:
         sleep: Callable[[float], object] = time.sleep,
         jitter: Callable[[], float] = _random.random,
     ) -> None:
+        https_url(server_url)
         if identity is not None and len(identity) != IDENTITY_LENGTH:
             raise ConfigurationError(f"a KMS identity is {IDENTITY_LENGTH} bytes")
         if not all(math.isfinite(value) and value > 0 for value in (deadline, timeout)):

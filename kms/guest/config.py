@@ -99,6 +99,22 @@ class GuestConfig:
     served: tuple[ServedKey, ...] = ()
 
 
+def default_config() -> Path | None:
+    """Give `DEFAULT_CONFIG`, or None where there is no such file.
+
+    Raises:
+        ConfigurationError: this user cannot know.
+
+    """
+    try:
+        DEFAULT_CONFIG.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ConfigurationError(f"{DEFAULT_CONFIG}: {error.strerror}") from error
+    return DEFAULT_CONFIG
+
+
 def read_config(path: Path, *, command_line: Callable[[], str] = proc_cmdline) -> GuestConfig:
     """Read a guest.toml of at most 64 KiB; docs/reference/guest-config.md has every key.
 

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from kms.guest.key_values import value_of
+from kms.guest.machine import Fetch
 from kms.guest.threads import in_thread
-from kms.keys.envelope import Payload
 from kms.keys.names import KeyRequest
 from kms.keys.released import ReleasedKey
 from kms.keys.wiping import wipe
@@ -61,7 +61,7 @@ class KeyMemory:
     of its own.
     """
 
-    def __init__(self, fetch: Callable[[Sequence[KeyRequest]], Payload], *, keep: float) -> None:
+    def __init__(self, fetch: Fetch, *, keep: float) -> None:
         self._fetch = fetch
         self._keep = keep
         self._questions: dict[KeyRequest, _Question] = {}

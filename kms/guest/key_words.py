@@ -22,3 +22,8 @@ def parse_key(text: str, epoch: int | None = None) -> KeyRequest:
     except ValueError:
         raise ValueError("an epoch is a number, 1 or more") from None
     return KeyRequest(name, scope, asked)
+
+
+def key_text(key: KeyRequest) -> str:
+    """Give ``NAME@SCOPE``, without the epoch: what the tokens in our LUKS headers call a key."""
+    return f"{key.name}@{key.scope}"

@@ -90,6 +90,11 @@ class Sidecar:
             told, why = problem, ""
         except KmsError as error:
             told, why = problem_of(error), f": {error.detail!a}"
+        except OSError:
+            raise  # the other end is gone
+        except Exception as error:  # noqa: BLE001 - a bug: who asked is told, and the traceback shows no values
+            _log.error("a request failed", exc_info=error)
+            told, why = LocalProblem("internal"), ""
         else:
             _log.info("%s given to uid %d (pid %d)", asked, peer.uid, peer.pid)
             return
@@ -137,7 +142,9 @@ def _read_target(request: h11.Request) -> tuple[str, KeyRequest | None]:
     try:
         # As it is written: names have no characters that a URL must escape, and one spelling is enough.
         name = KeyName.parse(path.removeprefix(_KEYS))
-        pairs = parse_qsl(query, strict_parsing=True, max_num_fields=2) if query else []
+        pairs = (
+            parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=2) if query else []
+        )
         options = dict(pairs)
         if len(options) != len(pairs) or not options.keys() <= {"scope", "epoch"}:
             raise ValueError

@@ -1,5 +1,6 @@
 """Work in a thread of its own, for what blocks and cannot be told to stop waiting."""
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,3 +26,24 @@ def in_thread(work: Callable[[], T], *, name: str, daemon: bool) -> Future[T]:
 
     threading.Thread(target=run, name=name, daemon=daemon).start()
     return outcome
+
+
+async def unblocked(work: Callable[[threading.Event], T], *, name: str) -> T:
+    """Do it in a thread, and give what it gives; the event loop is not blocked.
+
+    Cancelled, this sets the event that `work` has, and waits for its end: when the cancellation comes out of
+    here, nothing goes on. Only a second cancellation does not wait.
+    """
+    stop = threading.Event()
+    # No daemon: it would be killed at the end of the program, and leave things undone.
+    outcome = asyncio.wrap_future(in_thread(lambda: work(stop), name=name, daemon=False))
+    try:
+        # Unlike awaiting the outcome itself, this does not forget the thread when it is cancelled.
+        await asyncio.wait([outcome])
+    except asyncio.CancelledError:
+        stop.set()
+        # Nobody will ask what came of it.
+        outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        await asyncio.wait([outcome])
+        raise
+    return outcome.result()

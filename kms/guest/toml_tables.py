@@ -16,7 +16,7 @@ from kms.strict_json import Fields
 _MAX_TEXT: Final = 4096  # characters; PATH_MAX
 _LONGEST: Final = 24 * 3600.0  # seconds
 _MAX_IDS: Final = 1024
-_MAX_ID: Final = 2**32 - 2  # (uid_t) -1 is nobody's
+MAX_ID: Final = 2**32 - 2  # of a user or group: -1, as uid_t, means nobody (chown(2))
 _WRITABLE_BY_OTHERS: Final = 0o022
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ def ids(fields: Fields, name: str) -> frozenset[int]:
     """Read numeric user or group ids: names are looked up in files that may be anybody's."""
     found = set()
     for value in fields.array(name, at_most=_MAX_IDS):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_ID:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_ID:
             fields.fail(f"`{name}` must be numeric ids")
         found.add(value)
     return frozenset(found)

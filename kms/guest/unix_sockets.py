@@ -26,12 +26,16 @@ _SO_PEERGROUPS: Final = 59
 _GID: Final = 4  # bytes of a gid_t
 _GROUPS_LENGTH: Final = 1024  # bytes; no `getsockopt` of Python's gives more
 _OTHERS_MAY_WRITE: Final = 0o022
+_NOBODY: Final = -1
+_ALL_MAPPED: Final = ["0", "0", "4294967295"]
+_OVERFLOW: Final = 65534  # what the kernel's overflow ids are unless somebody changed them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """Who connected, as the kernel noted it at connect(2), in the ids of this process's user namespace.
 
+    `uid` is -1 for a user that this namespace does not know: the kernel gives all of them the same number.
     `groups` are the group and the supplementary groups; of a peer in more than 256, the group alone. `pid` is
     for logs only: it may be somebody else's by now.
     """
@@ -59,7 +63,20 @@ def peer_of(connection: socket.socket) -> Peer:
             raise
         raw = b""
     supplementary = struct.unpack(f"={len(raw) // _GID}I", raw)
-    return Peer(pid=pid, uid=uid, groups=frozenset({gid, *supplementary}))
+    groups = frozenset({gid, *supplementary})
+    nobody = _unmapped_ids()
+    return Peer(pid=pid, uid=_NOBODY if uid in nobody else uid, groups=groups - nobody)
+
+
+def _unmapped_ids() -> frozenset[int]:
+    """Give the ids that stand for every user or group that this user namespace does not know."""
+    try:
+        if Path("/proc/self/uid_map").read_text("ascii").split() == _ALL_MAPPED:
+            return frozenset()
+        # user_namespaces(7), "Unmapped user and group IDs"
+        return frozenset(int(Path(f"/proc/sys/kernel/overflow{kind}").read_text()) for kind in ("uid", "gid"))
+    except (OSError, ValueError):
+        return frozenset({_OVERFLOW})
 
 
 def peer_name(connection: socket.socket) -> bytes | None:
@@ -157,18 +174,26 @@ def _require_own_folder(folder: Path) -> None:
 
 def _remove_stale(path: Path) -> None:
     try:
-        kind = path.lstat().st_mode
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigurationError(
+                f"{path} is there, and no socket", remedy="remove it, or name another path"
+            )
+        if not _is_answered(path):
+            path.unlink()
+            return
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(kind):
-        raise ConfigurationError(f"{path} is there, and no socket", remedy="remove it, or name another path")
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror or error}") from error
+    raise ConfigurationError(f"somebody listens on {path} already", remedy="stop that, or name another path")
+
+
+def _is_answered(path: Path) -> bool:
+    """Say whether somebody listens there."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
         caller.settimeout(1.0)
         try:
             caller.connect(str(path))
-        except ConnectionRefusedError:  # nobody listens
-            path.unlink()
-            return
-        except OSError as error:
-            raise ConfigurationError(f"{path}: {error.strerror or error}") from error
-    raise ConfigurationError(f"somebody listens on {path} already", remedy="stop that, or name another path")
+        except ConnectionRefusedError:
+            return False
+    return True

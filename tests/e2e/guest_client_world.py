@@ -5,7 +5,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kms.guest import KeyClient, KeyRequest, TsmSource
+from kms.guest import KeyClient, KeyRequest
+from kms.guest.tsm import TsmSource
 from kms.keys.sealing import Suite
 from kms.simulator.hierarchy import AmdHierarchy
 from kms.snp.product import Product
@@ -49,7 +50,7 @@ class GuestClientWorld:
     def client(self, url: str, *, suite: Suite = Suite.HPKE_X25519) -> KeyClient:
         """Give a client of this guest, on its configfs-tsm."""
         return KeyClient(
-            url, ca_file=self.ca, identity=self.pin, source=TsmSource(self.tsm), suite=suite, deadline=30
+            url, ca_file=self.ca, identity=self.pin, source=TsmSource(self.tsm), suite=suite, deadline=60
         )
 
     def replay_another_guests_answer(self, suite: Suite) -> None:

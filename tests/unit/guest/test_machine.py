@@ -36,10 +36,13 @@ class Hardware:
     def __init__(self, machine: SimulatedMachine) -> None:
         self.machine = with_host_data(machine, sha256(DOCUMENT).digest())
         self.options: list[tuple[EvidenceOptions, object]] = []
-        self.reports = 0
+        self.patience = self.reports = 0.0
 
-    def source(self, options: EvidenceOptions, *, launch: object = None) -> EvidenceSource:
+    def source(
+        self, options: EvidenceOptions, *, launch: object = None, patience: float = 0
+    ) -> EvidenceSource:
         self.options.append((options, launch))
+        self.patience = patience
         return self
 
     def evidence(self, report_data: bytes) -> dict[str, JsonValue]:
@@ -195,8 +198,41 @@ class TestNewestEpoch:
         config = replace(config, deadline=0.1)
         assert GuestMachine(config, transport=httpx2.MockTransport(lost)).newest_epoch() is None
 
-    def test_a_ca_that_cannot_be_used(self, config: GuestConfig, kms: FakeKms) -> None:
-        assert machine_of(replace(config, ca=Path("/nonexistent")), kms).newest_epoch() is None
+
+class TestMade:
+    """A service with a wrong configuration must not come up, and the hardware is not blamed for it."""
+
+    @pytest.mark.parametrize(
+        "server", ["http://kms", "kms:8443", "https://a..b", f"https://{'x' * 64}:8443", "https://xn--a..b"]
+    )
+    def test_an_address_that_is_none(self, config: GuestConfig, server: str) -> None:
+        with pytest.raises(ConfigurationError, match="address"):
+            GuestMachine(replace(config, server=server))
+
+    def test_a_ca_that_cannot_be_used(self, config: GuestConfig) -> None:
+        with pytest.raises(ConfigurationError, match="/nonexistent"):
+            GuestMachine(replace(config, ca=Path("/nonexistent")))
+
+
+class TestAsync:
+    async def test_the_same_keys_and_the_same_checks(
+        self, config: GuestConfig, kms: FakeKms, hardware: Hardware
+    ) -> None:
+        machine = machine_of(config, kms)
+        payload = await machine.fetch_async([DISK])
+        assert payload.keys[0].secret == value_of(DISK)
+        path_of(config.workload).write_bytes(b"another")
+        with pytest.raises(WorkloadRefused):
+            await machine.fetch_async([DISK])
+        assert kms.challenges == 1
+
+
+@pytest.mark.parametrize(("deadline", "patience"), [(3.0, 3.0), (60.0, 10.0)])
+def test_busy_hardware_has_no_longer_than_the_server(
+    config: GuestConfig, kms: FakeKms, hardware: Hardware, deadline: float, patience: float
+) -> None:
+    machine_of(replace(config, deadline=deadline), kms).fetch([DISK])
+    assert hardware.patience == patience
 
 
 def test_epochs_are_asked_for_as_they_were_named(

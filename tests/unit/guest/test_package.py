@@ -20,7 +20,7 @@ def imported(code: str) -> set[str]:
 
 def test_every_name_is_there() -> None:
     for name in kms.guest.__all__:
-        assert getattr(kms.guest, name).__name__ == name
+        assert getattr(getattr(kms.guest, name), "__name__", name) == name
     assert not hasattr(kms.guest, "unheard_of")
 
 
