@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import httpx2
 from typing_extensions import override
@@ -20,6 +20,7 @@ from kms.encoding import from_base64
 from tests.certificates import SERVER, Authority, pem, write
 from tests.conformance.own_server import Server
 
+_WITHIN: Final = 30.0  # seconds, for an answer of a real server
 Answer: TypeAlias = Callable[[str, bytes], tuple[int, bytes]]  # path and body -> status and body
 
 
@@ -50,13 +51,16 @@ class TlsWorld:
 
 def identity_of(server: Server) -> bytes:
     trust = ssl.create_default_context(cafile=str(server.ca))
-    answer = httpx2.get(f"{server.url}/v1/identity", verify=trust, trust_env=False)
+    answer = httpx2.get(f"{server.url}/v1/identity", verify=trust, trust_env=False, timeout=_WITHIN)
     return from_base64(answer.json()["identity"])
 
 
 @contextmanager
-def answering(answer: Answer, tls: Path) -> Iterator[str]:
-    """Answer what is posted, over TLS with this certificate and key; give the URL."""
+def answering(answer: Answer, tls: Path, *, retry_after: int | None = None) -> Iterator[str]:
+    """Answer what is posted, over TLS with this certificate and key; give the URL.
+
+    With `retry_after`, in seconds, every answer says so.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -65,6 +69,8 @@ def answering(answer: Answer, tls: Path) -> Iterator[str]:
             status, body = answer(self.path, self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            if retry_after is not None:
+                self.send_header("Retry-After", str(retry_after))
             self.end_headers()
             self.wfile.write(body)
 
@@ -103,7 +109,12 @@ class Relay:
             return 200, self.replayed
         headers = {"Content-Type": "application/json"}
         answer = httpx2.post(
-            self._behind.url + path, content=body, headers=headers, verify=self._trust, trust_env=False
+            self._behind.url + path,
+            content=body,
+            headers=headers,
+            verify=self._trust,
+            trust_env=False,
+            timeout=_WITHIN,
         )
         if release and answer.status_code == 200:
             self.released.append(answer.content)

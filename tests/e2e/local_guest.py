@@ -39,7 +39,7 @@ class LocalGuest:
         identity = self.server.data_dir.with_name("kms.id")
         self.config.write_text(
             f'server = "{self.server.url}"\nca = "{self.server.ca}"\nidentity = "@{identity}"\n'
-            f'app_document = "{self.folder / "app.json"}"\ndeadline = 20\n'
+            f'app_document = "{self.folder / "app.json"}"\ndeadline = 50\n'
             f'{tables}\n[evidence]\ntsm = "{self.folder / "tsm"}"\n'
         )
 
@@ -72,13 +72,17 @@ class LocalGuest:
         with log.open("wb") as file:
             process = subprocess.Popen([*words, *options], env=environment({}), stderr=file)
         try:
-            wait_until(path.is_socket)
+            wait_until(path.is_socket, within=WITHIN)
             path.chmod(mode)
             yield Service(process, log)
         finally:
             process.terminate()
-            process.wait(WITHIN)
-            path.unlink(missing_ok=True)
+            try:
+                process.wait(WITHIN)
+            finally:
+                process.kill()
+                process.wait()
+                path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,16 @@ class Service:
 
     def lines(self, count: int) -> list[str]:
         """Give the log when it has so many lines: an answer may be read before its line is written."""
-        wait_until(lambda: self.log.read_text().count("\n") >= count)
+        wait_until(lambda: self.log.read_text().count("\n") >= count, within=WITHIN)
         return self.log.read_text().splitlines()
+
+    def line_with(self, text: str) -> str:
+        """Give the first line of the log that has this text, as soon as there is one."""
+        wait_until(lambda: any(text in line for line in self._whole_lines()), within=WITHIN)
+        return next(line for line in self._whole_lines() if text in line)
+
+    def _whole_lines(self) -> list[str]:
+        return self.log.read_text().split("\n")[:-1]
 
 
 def command(name: str, *options: str | Path) -> list[str]:

@@ -132,8 +132,7 @@ class TestSocket:
         with guest.activated("agent", path, 0o600, "--idle", "0.5") as agent:
             first = asked(path, "/unit/db.service/db")
             assert first == guest.fetch("custom:db/main")
-            [line] = [each for each in agent.lines(1) if "/unit/db.service/db" in each]
-            assert "key given" in line
+            assert "key given" in agent.line_with("/unit/db.service/db")
             assert agent.process.wait(WITHIN) == 0
 
     def test_the_name_of_a_volume_is_no_proof(self, guest: LocalGuest) -> None:
@@ -145,7 +144,7 @@ class TestSocket:
 
         with guest.activated("agent", path, 0o666) as agent:
             assert in_child(ask, uid=SOMEBODY) == 0
-            assert "peer-not-root" in agent.log.read_text()
+            assert agent.line_with("peer-not-root")
             assert len(asked(path, "/unit/db.service/db")) == 32
 
     def test_nobody_else_comes_near_the_socket_that_it_makes(self, guest: LocalGuest) -> None:

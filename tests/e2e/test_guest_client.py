@@ -89,22 +89,45 @@ def test_an_answer_to_another_request_is_refused(world: GuestClientWorld, suite:
     assert error.value.reason == "cannot-open"
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["sync", "asyncio"])
-def test_the_guide_for_programs_runs(
-    world: GuestClientWorld, number: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def run_example(number: int, here: Mapping[str, str]) -> object:
+    """Run one of the guide's programs, with what is elsewhere here; give its key."""
     example = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[number]
-    (world.folder / "kms-identity").write_text(b64url(world.pin) + "\n")
-    here = {
-        "https://kms:8443": world.genuine.url,
-        "/etc/attested-kms/": f"{world.folder}/",
-        "/run/attested-kms/": f"{world.folder}/",
-        "EvidenceOptions()": f"EvidenceOptions(tsm=Path({str(world.tsm)!r}))",
-    }
     for written, meant in here.items():
         assert written in example
         example = example.replace(written, meant)
     names: dict[str, object] = {}
     exec(compile(example, "programs.md", "exec"), names)  # noqa: S102 - it is our own page
-    assert names["disk_key"] == world.key()
+    return names["disk_key"]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["sync", "asyncio"])
+def test_the_guide_for_programs_runs(
+    world: GuestClientWorld, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = world.folder / "guest.toml"
+    config.write_text(f"""
+        server = "{world.genuine.url}"
+        ca = "{world.ca}"
+        identity = "{b64url(world.pin)}"
+        app_document = "{world.document}"
+        [evidence]
+        tsm = "{world.tsm}"
+    """)
+    config.chmod(0o644)
+    monkeypatch.setattr("kms.guest.config.DEFAULT_CONFIG", config)
+    assert run_example(number, {}) == world.key()
+    assert capsys.readouterr().out == ""
+
+
+def test_the_guide_for_programs_without_a_file_runs(
+    world: GuestClientWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (world.folder / "kms.id").write_text(b64url(world.pin) + "\n")
+    here = {
+        "https://kms:8443": world.genuine.url,
+        "/etc/attested-kms/": f"{world.folder}/",
+        "/sys/firmware/qemu_fw_cfg/by_name/opt/attested-kms/app-document/raw": str(world.document),
+        "EvidenceOptions()": f"EvidenceOptions(tsm=Path({str(world.tsm)!r}))",
+    }
+    assert run_example(2, here) == world.key()
     assert capsys.readouterr().out == ""

@@ -38,7 +38,10 @@ pytestmark = pytest.mark.enable_socket
 
 OURS, THEIRS = Identity.from_prf(b"\x01" * 64), Identity.from_prf(b"\x02" * 64)
 NOW = datetime.now(UTC)
-PATIENCE = 1.0  # seconds for each step
+# Seconds for each step.
+PATIENCE = 30.0  # with servers that answer: more than they need on a machine that is busy
+SHORT = 2.0  # with those that never do
+AT_MOST = 15.0  # in all; shorter than what drips here
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,7 @@ def listening(behave: Callable[[socket.socket], None], tls: ssl.SSLContext | Non
 
     def serve(plain: socket.socket) -> None:
         with plain, suppress(OSError):  # the client goes when it has seen enough
+            plain.settimeout(60)
             if tls is None:
                 behave(plain)
             else:
@@ -99,11 +103,13 @@ def listening(behave: Callable[[socket.socket], None], tls: ssl.SSLContext | Non
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         accepting = threading.Thread(target=accept)
         accepting.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        accepting.join()
-    for thread in threads:
-        thread.join()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+            for thread in threads:
+                thread.join()
 
 
 def context_of(authority: Authority, folder: Path, *, life: timedelta = timedelta(days=1)) -> ssl.SSLContext:
@@ -121,13 +127,15 @@ def drip(connection: socket.socket, start: bytes) -> None:
         connection.sendall(b"x")
 
 
-def go(port: int, ca: Path, *, host: str = "127.0.0.1", **changes: Any) -> dict[str, Finding]:
+def go(
+    port: int, ca: Path, *, host: str = "127.0.0.1", within: float = PATIENCE, **changes: Any
+) -> dict[str, Finding]:
     """Go the way; in time, whatever happens."""
     now = changes.pop("now", time.time)
     config = GuestConfig(server=f"https://{host}:{port}", ca=ca, **({"identity": OURS.public_key} | changes))
     began = time.monotonic()
-    found = way_to_server(config, now=now, within=PATIENCE)
-    assert time.monotonic() - began < 2 * PATIENCE + 1, "a step took longer than it may"
+    found = way_to_server(config, now=now, within=within)
+    assert time.monotonic() - began < AT_MOST, "a step took longer than it may"
     assert tuple(each.name for each in found) == STEPS, "every step is told, in order"
     return {each.name: each for each in found}
 
@@ -155,9 +163,9 @@ class TestBeforeAnAnswer:
             listener.bind(("127.0.0.1", 0))
             listener.listen(0)
             with closing(socket.create_connection(listener.getsockname())):
-                failure = first_failure(go(listener.getsockname()[1], ca))
+                failure = first_failure(go(listener.getsockname()[1], ca, within=SHORT))
         assert failure.name == "server-connect"
-        assert "no connection within 1 s" in failure.detail
+        assert "no connection within 2 s" in failure.detail
 
     @pytest.mark.parametrize("start", [b"", b"\x16\x03\x03\x40\x00"])
     def test_a_handshake_that_drips(self, ca: Path, start: bytes) -> None:
@@ -169,9 +177,9 @@ class TestBeforeAnAnswer:
                     pass
 
         with listening(behave, None) as port:
-            failure = first_failure(go(port, ca))
+            failure = first_failure(go(port, ca, within=SHORT))
         assert failure.name == "server-tls"
-        assert "no TLS handshake within 1 s" in failure.detail
+        assert "no TLS handshake within 2 s" in failure.detail
 
     def test_a_server_without_tls(self, ca: Path) -> None:
         with listening(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad\r\n\r\n"), None) as port:
@@ -210,7 +218,7 @@ class TestAnswers:
     )
     def test_an_answer_that_drips(self, ca: Path, tls: ssl.SSLContext, start: bytes) -> None:
         with listening(lambda connection: drip(connection, start), tls) as port:
-            failure = first_failure(go(port, ca))
+            failure = first_failure(go(port, ca, within=SHORT))
         assert failure.name == "server-identity"
 
     def test_an_answer_without_end(self, ca: Path, tls: ssl.SSLContext) -> None:

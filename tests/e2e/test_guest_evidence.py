@@ -28,6 +28,7 @@ from kms.simulator.tsm_fuse import Faults, SimulatedTsm
 from kms.snp.product import Product
 from tests.conformance.own_server import Server, environment
 from tests.e2e.rack import Guest, Rack
+from tests.processes import ended
 from tests.servers.vault import wait_until
 from tests.simulated_tsm import needs_fuse, simulated_tsm
 from tests.unit.guest.emulated_sev_guest import EmulatedSevGuest
@@ -92,12 +93,8 @@ def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
 
 def answer(process: subprocess.Popen[bytes]) -> tuple[int, Any, str]:
     """Give the status, the JSON document and what was said beside it."""
-    with process:
-        try:
-            output, errors = process.communicate(timeout=WITHIN)
-        except BaseException:
-            process.kill()
-            raise
+    with ended(process):
+        output, errors = process.communicate(timeout=WITHIN)
     return process.returncode, json.loads(output) if output else None, errors.decode()
 
 
@@ -192,12 +189,13 @@ class TestConfigfsTsm:
 
     def test_two_processes_have_an_entry_each(self, kms: Kms, tsm: tuple[SimulatedTsm, Path]) -> None:
         served, mountpoint = tsm
-        served.faults = Faults(busy_for=4)
+        served.faults = Faults(busy_for=WITHIN)
         with ThreadPoolExecutor(2) as pool:
             asked = [pool.submit(answer, start(kms.fetch("--tsm", mountpoint))) for _ in range(2)]
             wait_until(lambda: len(served.entries) == 2, within=WITHIN)
-            ended = [each.result() for each in asked]
-        assert [status for status, *_ in ended] == [0, 0]
+            served.faults = Faults()
+            answers = [each.result() for each in asked]
+        assert [status for status, *_ in answers] == [0, 0]
         assert served.entries == ()
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
@@ -206,10 +204,10 @@ class TestConfigfsTsm:
     ) -> None:
         served, mountpoint = tsm
         served.faults = Faults(busy_for=WITHIN)
-        process = start(kms.fetch("--tsm", mountpoint))
-        wait_until(lambda: bool(served.entries), within=WITHIN)
-        process.send_signal(number)
-        status, document, errors = answer(process)
+        with ended(start(kms.fetch("--tsm", mountpoint))) as process:
+            wait_until(lambda: bool(served.entries), within=WITHIN)
+            process.send_signal(number)
+            status, document, errors = answer(process)
         # A shell calls both the same.
         assert status in {128 + number, -number}
         assert document is None

@@ -63,7 +63,7 @@ class Image:
             identity = "{b64url(identity)}"
             app_document = "{self.document}"
             workload = "{self.workload}"
-            deadline = 20
+            deadline = 50
             {more}
             [evidence]
             tsm = "{self.tsm}"
@@ -101,7 +101,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
 @pytest.fixture(scope="module")
 def identity(image: Image) -> bytes:
     trust = ssl.create_default_context(cafile=str(image.server.ca))
-    answer = httpx2.get(f"{image.server.url}/v1/identity", verify=trust, trust_env=False)
+    answer = httpx2.get(f"{image.server.url}/v1/identity", verify=trust, trust_env=False, timeout=30)
     return from_base64(answer.json()["identity"])
 
 

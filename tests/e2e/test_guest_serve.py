@@ -9,11 +9,11 @@ own program listens and passes the socket on.
 import json
 import re
 import shutil
+import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -75,8 +75,28 @@ def guest(
 
 @pytest.fixture
 def sidecar(guest: LocalGuest) -> Iterator[Service]:
-    with guest.service("serve") as running:
+    with guest.service("serve", "--keep", "3600") as running:
         yield running
+
+
+@contextmanager
+def silent_server() -> Iterator[tuple[socket.socket, str]]:
+    """Take connections and never say a word; give the listener, and the server's address."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        listener.settimeout(WITHIN)
+        yield listener, f"https://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def connections_to(listener: socket.socket) -> int:
+    """Count those that nobody has taken yet, and close them."""
+    listener.setblocking(False)
+    number = 0
+    while True:
+        try:
+            listener.accept()[0].close()
+        except BlockingIOError:
+            return number
+        number += 1
 
 
 def curl(
@@ -143,13 +163,15 @@ class TestPeers:
 
     def test_a_kms_that_is_gone_is_said_once_to_all_who_wait(self, guest: LocalGuest) -> None:
         with (
-            guest.service("serve", "--server", "https://127.0.0.1:9", "--deadline", "1") as sidecar,
+            silent_server() as (listener, url),
+            guest.service("serve", "--server", url, "--deadline", "3", "--keep", "3600") as sidecar,
             ThreadPoolExecutor(4) as pool,
         ):
             asking = [pool.submit(curl, guest, "/keys/tls", uid=SOMEBODY) for _ in range(4)]
             answers = [each.result() for each in asking]
             assert {status for status, _ in answers} == {503}
             assert all("server-unreachable" in line for line in sidecar.lines(4))
+            assert connections_to(listener) == 1
 
     def test_many_at_once_ask_the_hardware_once(self, guest: LocalGuest, sidecar: Service) -> None:
         before = releases(guest)
@@ -162,12 +184,14 @@ class TestPeers:
     def test_a_terminated_service_finishes_what_it_has(self, guest: LocalGuest) -> None:
         with (
             ThreadPoolExecutor(1) as pool,
-            guest.service("serve", "--server", "https://127.0.0.1:9", "--deadline", "3") as sidecar,
+            silent_server() as (listener, url),
+            guest.service("serve", "--server", url, "--deadline", "5") as sidecar,
         ):
             waiting = pool.submit(curl, guest, "/keys/tls", uid=SOMEBODY)
-            time.sleep(1)
-            sidecar.process.terminate()
-            assert waiting.result()[0] == 503
+            connection, _ = listener.accept()
+            with connection:
+                sidecar.process.terminate()
+                assert waiting.result()[0] == 503
             assert sidecar.process.wait(WITHIN) == 0
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from kms.simulator.machine import SimulatedMachine
 from kms.simulator.tsm_fuse import Faults, SimulatedTsm
 from kms.snp.report import LENGTH, Report
 from tests.conformance.own_server import environment
+from tests.processes import ended
 from tests.simulated_tsm import needs_fuse, simulated_tsm
 from tests.unit.guest.conftest import app_document, machine
 
@@ -28,7 +30,7 @@ __all__ = ["machine"]
 pytestmark = [pytest.mark.slow, needs_fuse]
 
 DATA = bytes(range(64))
-WITHIN = 30.0  # seconds, for a command
+WITHIN = 120.0  # seconds, for a command; `simulate host` makes keys of 4096 bits
 
 
 @pytest.fixture
@@ -146,11 +148,9 @@ class TestFaults:
     def test_busy_until_the_time_is_over(self, tsm: SimulatedTsm, entry: Path) -> None:
         tsm.faults = Faults(busy_for=0.3)
         (entry / "inblob").write_bytes(DATA)
-        began = time.monotonic()
         assert refused((entry / "outblob").read_bytes) == errno.EBUSY
         time.sleep(0.3)
         assert len((entry / "outblob").read_bytes()) == LENGTH
-        assert time.monotonic() - began < WITHIN
 
     def test_each_of_the_others(self, tsm: SimulatedTsm, entry: Path) -> None:
         (entry / "inblob").write_bytes(DATA)
@@ -205,38 +205,57 @@ class TestMounting:
         assert refused(lambda: tsm.run(tmp_path / "none")) == errno.ENOENT
 
 
-def kms(*arguments: str | Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def kms(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a command until it ends, the block fails, or its time is over."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "kms", *map(str, arguments)],
         env=environment({}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    # Also whoever waits for its first line, or for an answer of what it mounted.
+    too_late = threading.Timer(WITHIN, process.kill)
+    too_late.start()
+    try:
+        with ended(process):
+            yield process
+    finally:
+        too_late.cancel()
+        too_late.join()
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path) -> Iterator[Path]:
+    """A folder on which nothing stays mounted, however the process ended that did it."""
+    folder = tmp_path / "tsm"
+    folder.mkdir()
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], capture_output=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def rack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rack") / "host"
     with kms("simulate", "host", folder) as process:
-        process.communicate(timeout=WITHIN)
+        process.communicate()
     return folder
 
 
 class TestCommand:
     @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
     def test_it_serves_the_guest_that_was_asked_for_until_it_is_told_to_end(
-        self, rack: Path, tmp_path: Path, end: signal.Signals
+        self, rack: Path, tmp_path: Path, mountpoint: Path, end: signal.Signals
     ) -> None:
-        document, mountpoint = tmp_path / "app.json", tmp_path / "tsm"
+        document = tmp_path / "app.json"
         document.write_bytes(app_document())
-        mountpoint.mkdir()
         with kms("simulate", "tsm", rack, mountpoint, "--app-document", document, "--json") as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "{\n"
             evidence = TsmSource(mountpoint).evidence(DATA)
             process.send_signal(end)
-            _, errors = process.communicate(timeout=WITHIN)
+            _, errors = process.communicate()
         assert process.returncode == 0
         assert "SIMULATED" in errors
         assert evidence["certificate_table"]
@@ -244,6 +263,6 @@ class TestCommand:
 
     def test_a_place_where_nothing_can_be_mounted(self, rack: Path, tmp_path: Path) -> None:
         with kms("simulate", "tsm", rack, tmp_path / "none") as process:
-            _, errors = process.communicate(timeout=WITHIN)
+            _, errors = process.communicate()
         assert process.returncode == 2
         assert "cannot mount" in errors

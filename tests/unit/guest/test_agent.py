@@ -5,10 +5,9 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,11 +19,10 @@ from kms.guest.errors import Problem, Refused
 from kms.guest.local_service import LocalService
 from kms.guest.luks import DiskRefused
 from kms.guest.unix_sockets import Peer, listening
-from kms.identifiers import AppId
-from kms.keys.envelope import Payload
 from kms.keys.names import KeyName, KeyRequest, Scope
-from kms.keys.released import ReleasedKey
 from tests.local_peers import connect, read_all
+from tests.unit.guest.event_loop import turns, until
+from tests.unit.guest.key_machine import Machine, value
 
 pytestmark = pytest.mark.enable_socket
 ROOT = Peer(pid=1, uid=0, groups=frozenset({0}))
@@ -36,29 +34,12 @@ SERVED = (
 )
 
 
-def value(key: KeyRequest) -> bytes:
-    return sha256(f"{key.name}@{key.scope}#{key.epoch}".encode()).digest()
-
-
 @dataclass
-class Machine:
-    """Fetches keys, or fails as it is told."""
+class MachineWithDisk(Machine):
+    """It has the volume `data`, whose header names these epochs, or is refused."""
 
-    asked: list[KeyRequest] = field(default_factory=list)
     epochs: Collection[int] = ()
-    failure: KmsError | None = None
     disk_failure: KmsError | None = None
-    held: threading.Event | None = None
-
-    def fetch(self, keys: Sequence[KeyRequest]) -> Payload:
-        [key] = keys
-        self.asked.append(key)
-        if self.held is not None:
-            assert self.held.wait(30)
-        if self.failure is not None:
-            raise self.failure
-        released = ReleasedKey(name=key.name, scope=key.scope, epoch=key.epoch or 1, value=value(key))
-        return Payload(release_id="r", app_id=AppId(b"a" * 20), keys=(released,), identity=b"i" * 32)
 
     def epochs_of(self, volume: VolumeConfig) -> Collection[int]:
         assert volume is DATA
@@ -84,7 +65,7 @@ def named(rest: bytes) -> bytes:
     return f"{os.getpid():x}/".encode() + rest
 
 
-async def given(machine: Machine, folder: Path, name: bytes | None, peer: Peer = ROOT) -> bytes:
+async def given(machine: MachineWithDisk, folder: Path, name: bytes | None, peer: Peer = ROOT) -> bytes:
     with connected(folder, name) as (client, server):
         await machine.agent().answer(server, peer)
         server.close()
@@ -93,24 +74,24 @@ async def given(machine: Machine, folder: Path, name: bytes | None, peer: Peer =
 
 class TestKeys:
     async def test_a_volume_without_an_epoch_of_ours_gets_the_current_key(self, tmp_path: Path) -> None:
-        machine = Machine()
+        machine = MachineWithDisk()
         assert await given(machine, tmp_path, named(b"cryptsetup/data")) == value(DATA.key)
         assert machine.asked == [DATA.key]
 
     async def test_a_volume_gets_the_key_of_the_newest_epoch_that_its_header_names(
         self, tmp_path: Path
     ) -> None:
-        machine = Machine(epochs=(3, 2))
+        machine = MachineWithDisk(epochs=(3, 2))
         newest = KeyRequest.parse("disk", "app", 3)
         assert await given(machine, tmp_path, named(b"cryptsetup/data")) == value(newest)
 
     async def test_a_credential_is_found_by_the_name_it_was_given(self, tmp_path: Path) -> None:
-        machine = Machine()
+        machine = MachineWithDisk()
         key = KeyRequest.parse("custom:db/main", "app")
         assert await given(machine, tmp_path, named(b"unit/db.service/db")) == value(key)
 
     async def test_a_credential_without_a_name_has_its_keys(self, tmp_path: Path) -> None:
-        machine = Machine()
+        machine = MachineWithDisk()
         key = KeyRequest.parse("disk", "instance")
         assert await given(machine, tmp_path, named(b"unit/x@1.service/disk@instance")) == value(key)
 
@@ -118,14 +99,14 @@ class TestKeys:
         named_disk = ServedKey(key=KeyName.parse("signing"), scope=Scope.APP, credential="disk")
         disk = ServedKey(key=KeyName.parse("disk"), scope=Scope.APP)
         assert credential_of(named_disk) == credential_of(disk) == "disk"
-        agent = KeyAgent({}, [named_disk, disk], fetch=Machine().fetch, epochs_of=lambda _: ())
+        agent = KeyAgent({}, [named_disk, disk], fetch=MachineWithDisk().fetch, epochs_of=lambda _: ())
         assert agent._wanted(b"1/unit/x/disk") == KeyRequest.parse("signing", "app")
 
     async def test_the_log_says_what_was_given_and_never_the_key(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
-        key = await given(Machine(), tmp_path, named(b"cryptsetup/data"))
+        key = await given(MachineWithDisk(), tmp_path, named(b"cryptsetup/data"))
         [line] = caplog.messages
         assert "cryptsetup/data" in line
         assert key.hex() not in line
@@ -158,7 +139,7 @@ class TestRefusals:
     async def test_a_name_that_is_not_configured_reads_nothing(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: bytes | None, reason: str
     ) -> None:
-        machine = Machine()
+        machine = MachineWithDisk()
         assert await given(machine, tmp_path, None if name is None else named(name)) == b""
         assert machine.asked == []
         [line] = caplog.messages
@@ -168,17 +149,17 @@ class TestRefusals:
     async def test_a_random_part_that_is_none_is_no_name_of_systemds(self, tmp_path: Path) -> None:
         for begin in (b"", b"0" * 17, b"G", b"-1"):
             unique = begin + b"/cryptsetup/data"
-            assert await given(Machine(), tmp_path, unique) == b""
+            assert await given(MachineWithDisk(), tmp_path, unique) == b""
 
     async def test_the_right_name_is_no_proof(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """Anybody can bind it; root's group and the right name give nothing."""
-        machine = Machine()
+        machine = MachineWithDisk()
         assert await given(machine, tmp_path, named(b"cryptsetup/data"), SOMEBODY) == b""
         assert machine.asked == []
         assert "peer-not-root" in caplog.text
 
     async def test_a_refused_disk_asks_nobody(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        machine = Machine(disk_failure=DiskRefused("the cipher is\nnull", reason="cipher-null"))
+        machine = MachineWithDisk(disk_failure=DiskRefused("the cipher is\nnull", reason="cipher-null"))
         assert await given(machine, tmp_path, named(b"cryptsetup/data")) == b""
         assert machine.asked == []
         [line] = caplog.messages
@@ -188,7 +169,7 @@ class TestRefusals:
     async def test_an_epoch_that_is_none_asks_nobody(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        machine = Machine(epochs=(0,))
+        machine = MachineWithDisk(epochs=(0,))
         assert await given(machine, tmp_path, named(b"cryptsetup/data")) == b""
         assert machine.asked == []
         assert "epoch-impossible" in caplog.text
@@ -197,7 +178,9 @@ class TestRefusals:
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         problem = Problem(status=403, code="policy-denied", reasons=("app-unknown",), request_id="q7")
-        assert await given(Machine(failure=Refused(problem)), tmp_path, named(b"cryptsetup/data")) == b""
+        assert (
+            await given(MachineWithDisk(failure=Refused(problem)), tmp_path, named(b"cryptsetup/data")) == b""
+        )
         assert "policy-denied" in caplog.text
         assert "q7" in caplog.text
 
@@ -206,8 +189,8 @@ class TestService:
     async def test_who_waits_or_reads_slowly_holds_nobody_else(self, tmp_path: Path) -> None:
         """One whose key takes long, and one that never reads: the third is served at once."""
         path = tmp_path / "agent"
-        slow = Machine(held=threading.Event())
-        quick = Machine()
+        slow = MachineWithDisk(held=threading.Event())
+        quick = MachineWithDisk()
         agents = iter([slow.agent(), quick.agent(), quick.agent()])
 
         async def answer(connection: socket.socket, _: Peer) -> None:
@@ -228,7 +211,7 @@ class TestService:
                 assert len(await asyncio.to_thread(read_all, waiting)) == 32
                 assert len(await asyncio.to_thread(read_all, silent)) == 32
             service.stop()
-            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(running, 60)
 
     async def test_no_more_than_so_many_at_once_and_the_others_wait(self, tmp_path: Path) -> None:
         path = tmp_path / "agent"
@@ -245,7 +228,8 @@ class TestService:
             running = asyncio.create_task(service.run())
             clients = [connect(path) for _ in range(5)]
             try:
-                await asyncio.sleep(0.2)
+                await until(lambda: began == 2)
+                await turns()
                 assert began == 2
                 go.set()
                 for client in clients:
@@ -254,21 +238,25 @@ class TestService:
                 for client in clients:
                     client.close()
             service.stop()
-            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(running, 60)
 
     async def test_it_ends_when_nobody_came_but_not_while_somebody_is_served(self, tmp_path: Path) -> None:
         path, loop = tmp_path / "agent", asyncio.get_running_loop()
+        idle, go = 0.3, asyncio.Event()
 
         async def answer(connection: socket.socket, _: Peer) -> None:
-            await asyncio.sleep(0.6)
+            await go.wait()
             await loop.sock_sendall(connection, b"k")
 
-        with listening(path, mode=0o600) as listener:
-            running = asyncio.create_task(LocalService(listener, answer, at_most=2, idle=0.3).run())
-            with connect(path) as client:
-                assert await asyncio.to_thread(read_all, client) == b"k"
-            assert not running.done()
-            await asyncio.wait_for(running, 10)
+        with listening(path, mode=0o600) as listener, connect(path) as first:
+            running = asyncio.create_task(LocalService(listener, answer, at_most=2, idle=idle).run())
+            await asyncio.sleep(2 * idle)
+            # The first is still served, so whoever comes now is too.
+            with connect(path) as second:
+                go.set()
+                for client in (first, second):
+                    assert await asyncio.to_thread(read_all, client) == b"k"
+            await asyncio.wait_for(running, 60)
 
     async def test_one_that_fails_does_not_end_the_others(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -288,5 +276,5 @@ class TestService:
                 with connect(path) as client:
                     assert await asyncio.to_thread(read_all, client) == expected
             service.stop()
-            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(running, 60)
         assert "a bug" in caplog.text

@@ -1,6 +1,7 @@
 """`kms guest fetch`: where keys go, where they never go, and the exit status."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,33 @@ def test_one_key_is_its_raw_bytes_for_a_pipe(fetch: Fetch, capfdbinary: Captured
     captured = capfdbinary.readouterr()
     assert captured.out == value_of(DISK)
     assert captured.err == b""
+
+
+def test_a_full_disk_behind_standard_output_is_no_refusal(
+    fetch: Fetch, monkeypatch: pytest.MonkeyPatch, capfdbinary: Captured
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert fetch("--key", "disk") == 2
+    assert capfdbinary.readouterr().err == b"kms guest: standard output: No space left on device\n"
+
+
+def test_a_reader_that_left_was_not_given_the_key(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:  # noqa: PTH123 - a descriptor
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert fetch("--key", "disk") == 141
+
+
+@pytest.mark.parametrize("name", ["control", "a b", "-x", "../x", "", "x" * 128])
+def test_unlock_takes_no_name_that_the_configuration_would_not(
+    fetch: Fetch, kms: FakeKms, name: str, capfdbinary: Captured
+) -> None:
+    server = ["--server", "https://kms.test:8443", "--trust-any-kms-identity"]
+    assert run(["guest", "unlock", *server, "--", "/dev/null", name]) == 2
+    assert b"NAME: the name of a mapping" in capfdbinary.readouterr().err
+    assert kms.challenges == 0
 
 
 def test_several_keys_are_one_json_document(fetch: Fetch, capfdbinary: Captured) -> None:

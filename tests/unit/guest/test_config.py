@@ -334,3 +334,20 @@ class TestCommandLine:
         monkeypatch.setattr(kernel_command_line, "_PROC_CMDLINE", tmp_path / "cmdline")
         with pytest.raises(ConfigurationError, match="No such file"):
             proc_cmdline()
+
+
+def test_a_default_file_that_this_user_may_not_see_is_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "guest.toml"
+    monkeypatch.setattr(config, "DEFAULT_CONFIG", place)
+    assert config.default_config() is None
+    place.touch()
+    assert config.default_config() == place
+    monkeypatch.setattr(config, "DEFAULT_CONFIG", place / "below")
+    assert config.default_config() is None
+    place.unlink()
+    place.symlink_to(place)
+    monkeypatch.setattr(config, "DEFAULT_CONFIG", place)
+    with pytest.raises(ConfigurationError, match=str(place)):
+        config.default_config()

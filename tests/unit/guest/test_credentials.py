@@ -4,25 +4,13 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from kms.errors import ConfigurationError
 from kms.guest import secret_file
 from kms.guest.credentials import check_credential, credential_name, write_credential
-
-MEMORY = Path("/dev/shm")  # noqa: S108 -- the point of the test
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    if not MEMORY.is_dir():
-        pytest.skip("no tmpfs at /dev/shm")
-    with TemporaryDirectory(dir=MEMORY) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture

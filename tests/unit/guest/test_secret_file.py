@@ -3,25 +3,13 @@
 import logging
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from kms.errors import ConfigurationError
 from kms.guest import secret_file
 from kms.guest.secret_file import check_place, write_secret
-
-MEMORY = Path("/dev/shm")  # noqa: S108 -- the point of the test
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    if not MEMORY.is_dir():
-        pytest.skip("no tmpfs at /dev/shm")
-    with TemporaryDirectory(dir=MEMORY) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture

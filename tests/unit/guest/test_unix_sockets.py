@@ -103,6 +103,20 @@ class TestListening:
             with connect(path), closing(first.accept()[0]):
                 pass
 
+    @needs_root
+    def test_what_this_user_may_not_look_at_or_remove_is_said(self) -> None:
+        def refused() -> None:
+            with pytest.raises(ConfigurationError, match="Permission denied"), listening(path, mode=0o600):
+                pass
+
+        with open_folder() as folder, socket.socket(socket.AF_UNIX) as dead:
+            path = folder / "s"
+            dead.bind(str(path))
+            path.chmod(0o666)
+            assert in_child(refused, uid=SOMEBODY) == 0  # to remove it
+            folder.chmod(0o744)
+            assert in_child(refused, uid=SOMEBODY) == 0  # to look at it
+
     def test_anything_else_is_left_alone(self, tmp_path: Path) -> None:
         path = tmp_path / "s"
         path.write_text("mine")
