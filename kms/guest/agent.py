@@ -25,6 +25,7 @@ from kms.errors import KmsError
 from kms.guest.config import ServedKey, VolumeConfig
 from kms.guest.key_values import value_of
 from kms.guest.local_service import send_all
+from kms.guest.luks.volume import passphrase
 from kms.guest.machine import Fetch
 from kms.guest.threads import in_thread
 from kms.guest.unix_sockets import Peer, peer_name
@@ -108,8 +109,9 @@ class KeyAgent:
         raise AgentRefused("not the name of a volume or credential as systemd has it", reason="name-unknown")
 
     def _secret(self, wanted: VolumeConfig | KeyRequest) -> bytearray:
-        key = self._key_of(wanted) if isinstance(wanted, VolumeConfig) else wanted
-        return bytearray(value_of(self._fetch([key]).keys[0]))
+        if isinstance(wanted, VolumeConfig):
+            return bytearray(passphrase(self._fetch([self._key_of(wanted)]).keys[0]))
+        return bytearray(value_of(self._fetch([wanted]).keys[0]))
 
     def _key_of(self, volume: VolumeConfig) -> KeyRequest:
         """Judge the header on the volume's device, and give the key of the newest epoch that it names."""

@@ -85,6 +85,16 @@ class TestKeys:
         newest = KeyRequest.parse("disk", "app", 3)
         assert await given(machine, tmp_path, named(b"cryptsetup/data")) == value(newest)
 
+    async def test_a_volume_of_dstacks_gets_what_its_key_slot_is_opened_with(self, tmp_path: Path) -> None:
+        machine = MachineWithDisk()
+        key = KeyRequest.parse("dstack:disk", "instance")
+        volume = VolumeConfig(name="data", device=Path("/dev/vdb"), key=key)
+        agent = KeyAgent({"data": volume}, (), fetch=machine.fetch, epochs_of=lambda _: ())
+        with connected(tmp_path, named(b"cryptsetup/data")) as (client, server):
+            await agent.answer(server, ROOT)
+            server.close()
+            assert read_all(client) == value(key).hex().encode()
+
     async def test_a_credential_is_found_by_the_name_it_was_given(self, tmp_path: Path) -> None:
         machine = MachineWithDisk()
         key = KeyRequest.parse("custom:db/main", "app")

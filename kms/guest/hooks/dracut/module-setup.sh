@@ -5,7 +5,7 @@ kms='@KMS@'
 
 # called by dracut
 check() {
-    require_binaries "$kms" cryptsetup
+    require_binaries "$kms" cryptsetup dmsetup
 }
 
 # called by dracut
@@ -27,7 +27,7 @@ install() {
         exit 1
     fi
     [[ -e $initdir/usr/bin/kms ]] || ln -s "$kms" "$initdir/usr/bin/kms"
-    inst_multiple cryptsetup
+    inst_multiple cryptsetup dmsetup
     inst_libdir_file 'libgcc_s.so*'
 
     inst_multiple -o "$systemdsystemunitdir/sys-kernel-config.mount"
