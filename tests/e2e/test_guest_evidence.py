@@ -231,7 +231,16 @@ class TestDevice:
         return driver
 
     @pytest.fixture
-    def fetch(self, kms: Kms, driver: EmulatedSevGuest, capfd: pytest.CaptureFixture[str]) -> Fetch:
+    def fetch(
+        self,
+        kms: Kms,
+        driver: EmulatedSevGuest,
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> Fetch:
+        # What pytest captures goes to a file on a disk, where keys must not be.
+        monkeypatch.setattr("kms.cli.guest_outputs._is_file", lambda _: False)
+
         def fetch() -> tuple[int, Any]:
             status = run(kms.fetch("--evidence", "device", "--device", "/dev/null"))
             return status, json.loads(capfd.readouterr().out)

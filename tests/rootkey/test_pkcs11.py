@@ -439,13 +439,13 @@ class TestHungHsm:
 
     async def test_lets_only_so_many_wait(self, softhsm: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
         root = await _create(softhsm.fresh_uri())
-        monkeypatch.setattr(provider_module, "_ANSWER_WITHIN", 1.0)
+        monkeypatch.setattr(provider_module, "_ANSWER_WITHIN", 4.0)
         async with _hung(softhsm):
             waiting = [asyncio.create_task(_reason(root)) for _ in range(pkcs11_library._WAITING)]
             await asyncio.sleep(0)
             began = time.monotonic()
             assert await _reason(root) == "root-key-slow"
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 3
             assert set(await asyncio.gather(*waiting)) == {"root-key-slow"}
         assert await root.versions() == (1,)
         await root.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from kms.database import engine as engine_module
 from kms.database.engine import SQLITE_FILE, open_engine, sqlite_url
 from kms.database.migrate import migrate
 from kms.packaged import packaged_folder
@@ -18,6 +19,15 @@ from tests.servers.postgresql import PostgresServer
 __all__ = ["postgresql", "postgresql_template", "postgresql_url"]
 
 OpenAnother = Callable[[], AsyncEngine]
+
+
+@pytest.fixture(autouse=True)
+def _transactions_may_take_their_time(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine can stand still for longer than a server may, but where that is what is tested."""
+    if not getattr(request.module, "STANDING_STILL", False):
+        monkeypatch.setitem(engine_module._SESSION, "idle_in_transaction_session_timeout", "60000")
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.enable_socket)])

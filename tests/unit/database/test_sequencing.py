@@ -26,6 +26,9 @@ from tests.unit.database.ledger_room import KEY, LedgerRoom
 NOT_AUTHENTIC, REMOVED = FindingKind.ENTRY_NOT_AUTHENTIC, FindingKind.ENTRY_REMOVED
 
 
+STANDING_STILL = True  # the limits of a server, also here (conftest.py)
+
+
 @pytest.fixture
 def room(engine: AsyncEngine, tmp_path: Path) -> LedgerRoom:
     return LedgerRoom(engine, tmp_path)

@@ -99,9 +99,9 @@ async def test_a_collector_that_fails_costs_spans_and_nothing_else(
     began = time.monotonic()
     with capture_logs() as logs:
         await follow(traces)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
         await traces.stop()
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 20
     if collector is not None:
         collector.stop()
     assert sum(lost) == 4
@@ -120,7 +120,7 @@ async def test_a_collector_that_hangs_is_not_waited_for(monkeypatch: pytest.Monk
         await follow(traces)
         began = time.monotonic()
         await traces.stop()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8
 
 
 def settings(**variables: str) -> Settings:
