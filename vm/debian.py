@@ -23,6 +23,7 @@ _PACKAGES: Final = (
 )
 _PLATFORMS: Final = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_24", "manylinux_2_17", "manylinux2014")
 GUEST_SIDE: Final = "opt/attested-kms"
+_AUTHORITIES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
 _PROJECT: Final = Path(__file__).parents[1]
 
 
@@ -63,7 +64,7 @@ def copy_root(root: Path, copy: Path) -> None:
     """Copy a root, and install this project's guest side into the copy. Raises as `debian_root`."""
     run(["cp", "-a", "--reflink=auto", str(root), str(copy)])
     wheels = copy / "wheels"
-    run([_tool("uv"), "build", "--wheel", "--quiet", "--out-dir", str(wheels), str(_PROJECT)])
+    run([_tool("uv"), "build", *_trust(), "--wheel", "--quiet", "--out-dir", str(wheels), str(_PROJECT)])
     (wheel,) = wheels.glob("*.whl")
     _install(copy, ["--no-deps", f"/wheels/{wheel.name}"])
     shutil.rmtree(wheels)
@@ -100,6 +101,11 @@ def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None)
         said = (done.stdout + done.stderr)[-4000:]
         raise ConfigurationError(f"{' '.join(command)}: status {done.returncode}", remedy=said)
     return done.stdout
+
+
+def _trust() -> tuple[str, ...]:
+    """Give uv the system's certificate authorities, as the Makefile does: a proxy may have one of its own."""
+    return ("--system-certs",) if _AUTHORITIES.exists() else ()
 
 
 def _tool(name: str) -> str:
