@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -439,15 +439,20 @@ class TestHungHsm:
 
     async def test_lets_only_so_many_wait(self, softhsm: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
         root = await _create(softhsm.fresh_uri())
-        monkeypatch.setattr(provider_module, "_ANSWER_WITHIN", 4.0)
+        monkeypatch.setattr(provider_module, "_ANSWER_WITHIN", 1.0)
         async with _hung(softhsm):
             waiting = [asyncio.create_task(_reason(root)) for _ in range(pkcs11_library._WAITING)]
             await asyncio.sleep(0)
-            began = time.monotonic()
             assert await _reason(root) == "root-key-slow"
-            assert time.monotonic() - began < 3
+            assert not all(task.done() for task in waiting)  # it was told before those who wait
             assert set(await asyncio.gather(*waiting)) == {"root-key-slow"}
-        assert await root.versions() == (1,)
+        for _ in range(60):
+            with suppress(RootKeyUnavailable):  # those that were given up stand before it for a moment
+                assert await root.versions() == (1,)
+                break
+            await asyncio.sleep(0.5)
+        else:
+            pytest.fail("it does not heal")
         await root.close()
 
     async def test_can_be_left(self, softhsm: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
