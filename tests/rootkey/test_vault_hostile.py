@@ -238,7 +238,7 @@ _DEEP: Final = {"array": b"[" * 200_000, "object": b'{"data":' * 100_000}
         _HEAD + b"\r\n" + b" " * (2 * _MEBIBYTE),
         _CHUNKED + b"1\r\n \r\n" * 500_000,
         b"HTTP/1.1 100 Continue\r\n\r\n" * 100_000,
-        _http(gzip.compress(b"{}"), head=b"Content-Encoding: gzip\r\n"),
+        _http(gzip.compress(b"{}", mtime=0), head=b"Content-Encoding: gzip\r\n"),
         _http(b"{}", head=b"Content-Encoding: identity, br\r\n"),
     ],
     ids=lambda answer: f"{answer[:70]!r} ({len(answer)})",
